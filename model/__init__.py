@@ -1,0 +1,1 @@
+"""Networks, losses, flow matching, training loop, vocoder and synthesis."""

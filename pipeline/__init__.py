@@ -1,0 +1,1 @@
+"""From talking-face videos to shards: sources, stages, planning, Ray runner and quarantine. Knows no model."""

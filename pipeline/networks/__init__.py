@@ -1,0 +1,1 @@
+"""Frozen networks that stages run, one a file."""

@@ -1,0 +1,160 @@
+"""What a stage is: reads fields, writes fields, may reject a clip. It knows nothing of Ray, tars or storage."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from shards.config import Config
+
+C = TypeVar("C", bound=Config)
+Fields = dict[str, Any]
+
+
+class Reason(str, Enum):
+    """Why a clip is in quarantine. The value is the code that the dataset stores."""
+
+    UNREADABLE = "unreadable"
+    """The container cannot be opened: missing moov, unknown or refused format, empty file, missing file."""
+    TRUNCATED = "truncated"
+    """The media ends well before its header says, or decoding breaks off."""
+    NO_VIDEO = "no_video"
+    NO_AUDIO = "no_audio"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    NO_FACE = "no_face"
+    FACE_LOST = "face_lost"
+    """The face is away for longer than can be interpolated."""
+    SEVERAL_FACES = "several_faces"
+    """Two faces of like size: which one speaks is not decided."""
+    LIPS_OUTSIDE = "lips_outside"
+    """The mouth lies too far from its place in the aligned face."""
+    SILENT = "silent"
+    AUDIO_LENGTH = "audio_length"
+    """Sound and picture differ in length by more than the rules allow."""
+    FAULT = "fault"
+    """The stage itself failed (a bug or a machine fault); the traceback is kept and the clip can be retried."""
+
+
+class Reject(Exception):
+    """Raised by a stage for a clip that cannot be used."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A clip that a stage refused."""
+
+    reason: Reason
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of the source.
+
+    Attributes:
+        key: WebDataset-safe name, unique in the dataset.
+        uri: where the media lies (a local path).
+        digest: sha256 of the media's bytes, hex.
+        split: `train`, `valid`, `test` or another word.
+        start, end: seconds inside the media; None for its beginning and end.
+    """
+
+    key: str
+    uri: str
+    digest: str
+    split: str = "train"
+    speaker: str = ""
+    text: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip on its way through one stage: the clip and the fields that the stage reads."""
+
+    clip: Clip
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage occupies. Stages with equal resources share a pool of workers."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Stage(ABC, Generic[C]):
+    """A step of the pipeline.
+
+    Class attributes:
+        name, version: raise the version whenever the output of the same input may change.
+        reads, writes: schema field names.
+        media: whether the stage decodes the source media itself.
+        resources: per worker.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]]
+    media: ClassVar[bool] = False
+    resources: ClassVar[Resources] = Resources()
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def weights(self) -> Sequence[Path]:
+        """Files whose bytes decide the output (network weights, centroids); they enter the fingerprint."""
+        return ()
+
+    def setup(self) -> None:
+        """Load networks; called once per worker before the first clip. Heavy imports belong here."""
+        return
+
+    @abstractmethod
+    def run(self, item: Item) -> Fields:
+        """Compute this stage's fields for one clip.
+
+        Raises:
+            Reject: the clip cannot be used.
+        """
+
+    def process(self, items: Sequence[Item]) -> Iterator[Fields | Rejection]:
+        """Fields or a rejection for each item, in order. Stages that batch across clips override this."""
+        for item in items:
+            yield self.attempt(item)
+
+    def attempt(self, item: Item) -> Fields | Rejection:
+        """`run`, with its exceptions turned into rejections; an unforeseen one becomes `Reason.FAULT`."""
+        try:
+            return self.run(item)
+        except Reject as reject:
+            return Rejection(reject.reason, str(reject))
+        except Exception as error:
+            return Rejection(Reason.FAULT, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """sha256 (hex) over the bytes of the files in the order given; empty string for no files."""
+    if not paths:
+        return ""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

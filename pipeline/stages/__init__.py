@@ -1,0 +1,1 @@
+"""One stage a file; `pipeline.registry` lists them in order."""

@@ -1,0 +1,1 @@
+"""A seeded corpus of synthetic talking faces, for the demo and the tests."""
