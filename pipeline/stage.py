@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,15 +145,3 @@ class Stage(ABC, Generic[C]):
             return Rejection(reject.reason, str(reject))
         except Exception as error:
             return Rejection(Reason.FAULT, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def digest_files(paths: Sequence[Path]) -> str:
-    """sha256 (hex) over the bytes of the files in the order given; empty string for no files."""
-    if not paths:
-        return ""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
