@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -132,10 +132,10 @@ class Stage(ABC, Generic[C]):
             Reject: the clip cannot be used.
         """
 
-    def process(self, items: Sequence[Item]) -> Iterator[Fields | Rejection]:
-        """Fields or a rejection for each item, in order. Stages that batch across clips override this."""
+    def process(self, items: Iterable[Item]) -> Iterator[tuple[Item, Fields | Rejection]]:
+        """Each item with its fields or its rejection, in order. Stages that batch across clips override this."""
         for item in items:
-            yield self.attempt(item)
+            yield item, self.attempt(item)
 
     def attempt(self, item: Item) -> Fields | Rejection:
         """`run`, with its exceptions turned into rejections; an unforeseen one becomes `Reason.FAULT`."""

@@ -1,0 +1,55 @@
+"""The `f2v` command: picks a sub-command and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from shards.errors import UserError
+
+COMMANDS = {
+    "build": "videos -> shards",
+    "status": "what a dataset holds",
+    "verify": "check a dataset's shards",
+    "train": "train on a dataset's shards",
+    "synthesize": "silent video -> speech",
+    "demo": "the whole job on a synthetic corpus",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 checked and found wanting, 2 the user can mend it."""
+    lines = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="f2v",
+        description="Talking-face videos to WebDataset shards, and shards to a video-to-speech model.",
+        epilog=f"commands:\n{lines}\n\n`f2v COMMAND --help` explains each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    options = parser.parse_args(argv)
+    # Only the chosen command is imported, so that help and argument errors answer at once.
+    module = importlib.import_module(f"cli.{options.command}")
+    command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
+    module.configure(command)
+    arguments = command.parse_args(options.arguments)
+    try:
+        return int(module.run(arguments))
+    except UserError as error:
+        print(f"f2v {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`f2v status | head`); say nothing more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Configuration of the networks and their losses. Defaults are the paper's sizes; `PRESETS["tiny"]` trains on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from shards.config import Config, load_config
+
+
+class LipEncoderConfig(Config):
+    """AV-HuBERT video path. The defaults are the public Large model (324.5 M parameters), frozen.
+
+    Attributes:
+        stem, stem_stride: channels and spatial stride of the 3-D convolution (the public model has stride 2).
+        trunk, trunk_blocks: channels of the four ResNet stages, basic blocks in each.
+        dim, layers, heads, ffn: Transformer.
+        pos_kernel, pos_groups: grouped convolution that stands for positions.
+        dropout: everywhere in the network while it is trained; a frozen network has none.
+        frozen: evaluation mode and no gradient, whatever `train()` says; layer weights still learn.
+        include_input: the weighted sum also takes the input of the first layer.
+        normalize: parameter-free LayerNorm on every state before summing.
+    """
+
+    stem: int = Field(64, ge=1)
+    stem_stride: int = Field(2, ge=1)
+    trunk: tuple[int, int, int, int] = (64, 128, 256, 512)
+    trunk_blocks: int = Field(2, ge=1)
+    dim: int = Field(1024, ge=1)
+    layers: int = Field(24, ge=1)
+    heads: int = Field(16, ge=1)
+    ffn: int = Field(4096, ge=1)
+    pos_kernel: int = Field(128, ge=1)
+    pos_groups: int = Field(16, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    frozen: bool = True
+    include_input: bool = False
+    normalize: bool = False
+
+    @model_validator(mode="after")
+    def _divides(self) -> LipEncoderConfig:
+        if self.dim % self.heads or self.dim % self.pos_groups:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads} and pos_groups {self.pos_groups}")
+        return self
+
+
+class EncoderConfig(Config):
+    """Hierarchical visual encoder.
+
+    Attributes:
+        dim: width of every hidden sequence.
+        layers, heads, ffn: of each of the three Transformers.
+        blocks, kernel, expansion: ConvNeXt-V2 blocks of a predictor.
+        masked_kernel, masked_gap: taps of the masked convolution, and how many in its middle are blind (both odd).
+        prosody_kernel: convolutions that embed pitch and energy (odd).
+    """
+
+    dim: int = Field(512, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    ffn: int = Field(2048, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    blocks: int = Field(3, ge=1)
+    kernel: int = Field(7, ge=1)
+    expansion: int = Field(4, ge=1)
+    masked_kernel: int = Field(15, ge=3)
+    masked_gap: int = Field(5, ge=1)
+    prosody_kernel: int = Field(9, ge=1)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> EncoderConfig:
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim {self.dim} must be a multiple of twice the heads {self.heads} (rotary pairs)")
+        for key in ("kernel", "masked_kernel", "masked_gap", "prosody_kernel"):
+            if getattr(self, key) % 2 == 0:
+                raise ValueError(f"{key} {getattr(self, key)} must be odd")
+        if self.masked_gap >= self.masked_kernel:
+            raise ValueError(f"masked_gap {self.masked_gap} must be below masked_kernel {self.masked_kernel}")
+        return self
+
+
+class DecoderConfig(Config):
+    """U-Net that predicts the velocity, in the shape of Matcha-TTS.
+
+    Attributes:
+        channels: per level; time is halved between levels (two levels: one halving).
+        blocks, mid_blocks: residual block + Transformer block pairs per level and in the middle.
+        heads, head_dim: self-attention; `ffn` is the expansion of its feed-forward part.
+    """
+
+    channels: tuple[int, int] = (256, 256)
+    blocks: int = Field(1, ge=1)
+    mid_blocks: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    head_dim: int = Field(64, ge=1)
+    ffn: int = Field(4, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _groups(self) -> DecoderConfig:
+        if any(width % 8 for width in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of 8 (GroupNorm)")
+        return self
+
+
+class FlowConfig(Config):
+    """Conditional flow matching.
+
+    Attributes:
+        sigma: width left of the noise at t = 1.
+        train_t: law of the training times: `cosine` is denser near t = 0 (CosyVoice), or `uniform`.
+        cfg_dropout: share of samples trained without their condition.
+    """
+
+    sigma: float = Field(1e-4, ge=0, lt=1)
+    train_t: Literal["cosine", "uniform"] = "cosine"
+    cfg_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class LossConfig(Config):
+    """Weights of the summands of the training loss, and the label smoothing of the units (1 - alpha of Eq. 1)."""
+
+    cfm: float = 1.0
+    prior: float = 1.0
+    content: float = 0.5
+    timbre: float = 0.5
+    prosody: float = 0.5
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+
+
+class ModelConfig(Config):
+    """Everything that shapes the network and its loss.
+
+    Attributes:
+        identity_dim, expression_dim, timbre_dim: widths of the dataset's features; units: size of its unit inventory.
+        hier: mappers between the stages; without them every attribute is read from the lip features at once.
+        timbre, prosody: the stage exists; without it its mapper goes too.
+        face_id, fe: identity and expression features are fused in; without them the hidden input passes unchanged.
+        ws: weighted sum over the lip encoder's layers; without it the last one alone.
+        mp: masked auxiliary predictors of content and prosody.
+    """
+
+    identity_dim: int = Field(512, ge=1)
+    expression_dim: int = Field(768, ge=1)
+    units: int = Field(1000, ge=2)
+    timbre_dim: int = Field(1024, ge=1)
+
+    hier: bool = True
+    timbre: bool = True
+    prosody: bool = True
+    face_id: bool = True
+    fe: bool = True
+    ws: bool = True
+    mp: bool = True
+
+    lip_encoder: LipEncoderConfig = LipEncoderConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    flow: FlowConfig = FlowConfig()
+    loss: LossConfig = LossConfig()
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """The configuration called `name` in `PRESETS`. Raises KeyError for another name."""
+        return load_config(cls, base=PRESETS[name])
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tiny": {
+        "identity_dim": 128,
+        "expression_dim": 102,
+        "units": 100,
+        "timbre_dim": 384,
+        "lip_encoder": {
+            "stem": 16,
+            "stem_stride": 4,
+            "trunk": (16, 32, 64, 128),
+            "trunk_blocks": 1,
+            "dim": 128,
+            "layers": 3,
+            "heads": 4,
+            "ffn": 512,
+            "pos_kernel": 32,
+            "pos_groups": 8,
+            "frozen": False,
+        },
+        "encoder": {"dim": 128, "layers": 1, "heads": 4, "ffn": 512, "blocks": 2},
+        "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1},
+    },
+}
+"""Bases for `load_config(ModelConfig, base=...)`: the paper's model, and one that learns in minutes on two CPU cores."""

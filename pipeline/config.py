@@ -1,0 +1,70 @@
+"""Configuration of a build: one section per stage, plus source, packing and execution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.sources import SourceConfig
+from pipeline.stages.audio import AudioConfig
+from pipeline.stages.energy import EnergyConfig
+from pipeline.stages.expression import ExpressionConfig
+from pipeline.stages.faces import FacesConfig
+from pipeline.stages.identity import IdentityConfig
+from pipeline.stages.landmarks import LandmarksConfig
+from pipeline.stages.lips import LipsConfig
+from pipeline.stages.mel import MelConfig
+from pipeline.stages.pitch import PitchConfig
+from pipeline.stages.speech import SpeechConfig
+from shards.config import Config
+from shards.schema import FIELDS
+
+Profile = Literal["offline"]
+
+
+class PackConfig(Config):
+    """Packed shards.
+
+    Attributes:
+        shard_clips: clips per shard; a clip stays in its shard for the dataset's life.
+        fields: what trainers get; `meta` is always there.
+    """
+
+    shard_clips: int = Field(256, ge=1)
+    fields: tuple[str, ...] = tuple(FIELDS)
+
+
+class RunConfig(Config):
+    """Execution; never part of a fingerprint.
+
+    Attributes:
+        ray_address: address of a running Ray cluster; None starts Ray on this machine.
+        cpus: processors to use on this machine when Ray is started here; None takes all.
+        object_store_mb: shared memory of a Ray started here (only small records pass through it).
+        retries: how often work that lost its worker is given out again.
+    """
+
+    ray_address: str | None = None
+    cpus: int | None = Field(None, ge=1)
+    object_store_mb: int = Field(256, ge=80)
+    retries: int = Field(2, ge=0)
+
+
+class BuildConfig(Config):
+    """All of a build. Stage sections enter that stage's fingerprint."""
+
+    profile: Profile = "offline"
+    source: SourceConfig = SourceConfig()
+    pack: PackConfig = PackConfig()
+    run: RunConfig = RunConfig()
+    faces: FacesConfig = FacesConfig()
+    landmarks: LandmarksConfig = LandmarksConfig()
+    lips: LipsConfig = LipsConfig()
+    identity: IdentityConfig = IdentityConfig()
+    expression: ExpressionConfig = ExpressionConfig()
+    audio: AudioConfig = AudioConfig()
+    mel: MelConfig = MelConfig()
+    pitch: PitchConfig = PitchConfig()
+    energy: EnergyConfig = EnergyConfig()
+    speech: SpeechConfig = SpeechConfig()

@@ -1,0 +1,154 @@
+"""Ray: pools of worker actors, one per distinct resource request, fed with tasks whose inputs exist."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.plan import Task
+from pipeline.registry import STAGES
+from pipeline.stage import Resources
+from pipeline.worker import WORKER_ENV, Worker
+from shards.errors import UserError
+
+# Quiet, and nothing leaves the machine: no usage report, no look for `uv`, no token between local processes.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import ray  # noqa: E402
+import ray.exceptions  # noqa: E402
+
+_RESOURCES = {kind.name: kind.resources for kind in STAGES}
+
+
+@contextmanager
+def ray_session(run: RunConfig) -> Iterator[None]:
+    """Connect to the cluster of `run`, or start Ray on this machine for the time of the block.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if run.ray_address is not None:
+            ray.init(address=run.ray_address, **quiet)
+        else:
+            memory = run.object_store_mb << 20
+            ray.init(num_cpus=run.cpus, object_store_memory=memory, include_dashboard=False, **quiet)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"ray: no cluster at {run.ray_address!r} ({error})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class _Pool:
+    """Workers of one resource request; `busy` maps the running call to its worker and task."""
+
+    resources: Resources
+    idle: list[Any] = field(default_factory=list)
+    busy: dict[Any, tuple[Any, Task]] = field(default_factory=dict)
+
+
+class Runner:
+    """Runs tasks on the Ray session that is open."""
+
+    def __init__(self, make_worker_args: tuple[Any, ...], retries: int) -> None:
+        self._args = make_worker_args
+        self._retries = retries
+        self._pools: dict[Resources, _Pool] = {}
+        self._capacity = ray.cluster_resources()
+
+    def execute(self, tasks: Sequence[Task], on_done: Callable[[Task, int, int], None]) -> None:
+        """Run all tasks, each once the tasks it reads from are done.
+
+        Args:
+            on_done: called with the task, the clips kept and the clips refused.
+
+        Raises:
+            UserError: a task lost its worker more than `retries` times, asked for more than the cluster has, or failed.
+        """
+        open_marks = {(task.stage, task.shard): task for task in tasks}
+        waiting = list(tasks)
+        attempts: dict[tuple[str, str], int] = {}
+        try:
+            while waiting or any(pool.busy for pool in self._pools.values()):
+                waiting = self._hand_out(waiting, open_marks)
+                calls = [call for pool in self._pools.values() for call in pool.busy]
+                if not calls:
+                    raise UserError(f"ray: no room for {waiting[0].stage} (cluster has {self._capacity})")
+                for call in ray.wait(calls, num_returns=1)[0]:
+                    pool = next(pool for pool in self._pools.values() if call in pool.busy)
+                    actor, task = pool.busy.pop(call)
+                    place = (task.stage, task.shard)
+                    try:
+                        kept, refused = ray.get(call)
+                    except ray.exceptions.RayActorError:
+                        attempts[place] = attempts.get(place, 0) + 1
+                        if attempts[place] > self._retries:
+                            raise UserError(
+                                f"stage {task.stage}, shard {task.shard}: the worker died {attempts[place]} times "
+                                "(out of memory or a crash in native code); build again to resume"
+                            ) from None
+                        waiting.append(task)
+                        continue
+                    except ray.exceptions.RayTaskError as error:
+                        cause = error.cause
+                        if isinstance(cause, UserError):
+                            raise cause from None
+                        raise UserError(f"stage {task.stage}, shard {task.shard}: {cause!r}\n{error}") from None
+                    pool.idle.append(actor)
+                    del open_marks[place]
+                    on_done(task, kept, refused)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop all workers."""
+        for pool in self._pools.values():
+            for actor in [*pool.idle, *(actor for actor, _ in pool.busy.values())]:
+                ray.kill(actor)
+        self._pools.clear()
+
+    def _hand_out(self, waiting: list[Task], open_marks: dict[tuple[str, str], Task]) -> list[Task]:
+        """Give ready tasks to workers; returns those that still wait."""
+        left = []
+        for task in waiting:
+            ready = not any((stage, task.shard) in open_marks for stage in task.reads)
+            actor = self._worker(_RESOURCES[task.stage]) if ready else None
+            if actor is None:
+                left.append(task)
+            else:
+                pool = self._pools[_RESOURCES[task.stage]]
+                pool.busy[actor.run.remote(task)] = (actor, task)
+        return left
+
+    def _worker(self, resources: Resources) -> Any | None:
+        """An idle worker with these resources, a new one where the cluster has room, or None."""
+        pool = self._pools.setdefault(resources, _Pool(resources))
+        if pool.idle:
+            return pool.idle.pop()
+        while not self._fits(resources):
+            other = next((other for other in self._pools.values() if other.idle), None)
+            if other is None:
+                return None
+            ray.kill(other.idle.pop())
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "runtime_env": {"env_vars": WORKER_ENV}}
+        return ray.remote(Worker).options(**options).remote(resources, *self._args)
+
+    def _fits(self, wanted: Resources) -> bool:
+        pools = self._pools.values()
+        cpus = sum(pool.resources.cpus * (len(pool.idle) + len(pool.busy)) for pool in pools)
+        gpus = sum(pool.resources.gpus * (len(pool.idle) + len(pool.busy)) for pool in pools)
+        return (
+            cpus + wanted.cpus <= self._capacity.get("CPU", 0) + 1e-6
+            and gpus + wanted.gpus <= self._capacity.get("GPU", 0) + 1e-6
+        )
