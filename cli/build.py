@@ -25,7 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from shards.config import load_config
 
     overrides = list(args.set)
-    for key, value in (("profile", args.profile), ("source.layout", args.layout), ("run.ray_address", args.ray_address)):
+    for key, value in (
+        ("profile", args.profile),
+        ("source.layout", args.layout),
+        ("run.ray_address", args.ray_address),
+    ):
         if value is not None:
             overrides.append(f"{key}={value}")
     summary = build(args.source, args.dataset, load_config(BuildConfig, args.config, overrides))
@@ -37,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if not summary.tasks and not summary.packed:
         print("nothing to do: every column and shard is there already")
     else:
-        print(f"ran {summary.tasks} stage shards, kept {summary.kept}; packed {summary.packed} of {summary.shards} shards")
+        print(
+            f"ran {summary.tasks} stage shards, kept {summary.kept}; packed {summary.packed} of {summary.shards} shards"
+        )
     total = sum(summary.quarantined.values())
     print(f"{summary.clips} clips ({duration(summary.seconds)}) in {summary.dataset}, {total} in quarantine")
     for reason, count in sorted(summary.quarantined.items()):

@@ -10,7 +10,11 @@ def add_config_options(parser: argparse.ArgumentParser, example: str) -> None:
     """`--config FILE` and repeated `--set key=value`."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; keys it leaves out keep their defaults")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"override one key, e.g. {example}; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override one key, e.g. {example}; repeatable",
     )
 
 

@@ -18,7 +18,18 @@ from pipeline.plan import Plan, Task, assign_shards, columns_of, make_plan
 from pipeline.registry import STAGES, writers
 from pipeline.sources import list_clips
 from pipeline.stage import Clip, Reason
-from shards.dataset import CLIPS, INDEX, MANIFEST, QUARANTINE, ClipRow, Dataset, Index, Manifest, PackedShard, QuarantineRow
+from shards.dataset import (
+    CLIPS,
+    INDEX,
+    MANIFEST,
+    QUARANTINE,
+    ClipRow,
+    Dataset,
+    Index,
+    Manifest,
+    PackedShard,
+    QuarantineRow,
+)
 from shards.errors import UserError
 from shards.progress import Progress
 from shards.schema import FIELDS, SCHEMA_VERSION
@@ -138,7 +149,10 @@ class _Work:
             arguments = (os.path.abspath(local_path(self.dataset.uri)), self.config, centroids, self.shards)
             runner = Runner(arguments, self.config.run.retries)
             runner.execute(
-                tasks, lambda task, kept, refused: progress.advance(len(self.shards[task.shard]), f"{task.stage} {task.shard}")
+                tasks,
+                lambda task, kept, refused: progress.advance(
+                    len(self.shards[task.shard]), f"{task.stage} {task.shard}"
+                ),
             )
         self.ran += len(tasks)
 
@@ -230,10 +244,14 @@ def _conserve(shards: dict[str, list[Clip]], index: Index, refused: Sequence[Qua
     lost = Counter(row.shard for row in refused)
     for shard, clips in shards.items():
         if len(clips) != packed.get(shard, 0) + lost[shard]:
-            raise RuntimeError(f"{shard}: {len(clips)} clips in, {packed.get(shard, 0)} packed, {lost[shard]} quarantined")
+            raise RuntimeError(
+                f"{shard}: {len(clips)} clips in, {packed.get(shard, 0)} packed, {lost[shard]} quarantined"
+            )
 
 
-def _manifest(config: BuildConfig, plan: Plan, codebook: dict[str, str] | None, shards: dict[str, list[Clip]]) -> Manifest:
+def _manifest(
+    config: BuildConfig, plan: Plan, codebook: dict[str, str] | None, shards: dict[str, list[Clip]]
+) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         profile=config.profile,

@@ -109,7 +109,13 @@ def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column |
 
 
 def build_column(
-    dataset: Dataset, stage: Stage[Any], weights: str, shard: str, mark: str, clips: Sequence[Clip], reads: Sequence[Column]
+    dataset: Dataset,
+    stage: Stage[Any],
+    weights: str,
+    shard: str,
+    mark: str,
+    clips: Sequence[Clip],
+    reads: Sequence[Column],
 ) -> Column:
     """Run a stage over a shard and publish its column.
 
@@ -148,7 +154,8 @@ def build_column(
         weights=weights,
         clips={
             key: ColumnClip(
-                frames=count, members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in stage.writes}
+                frames=count,
+                members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in stage.writes},
             )
             for key, count in frames.items()
         },
@@ -162,7 +169,9 @@ def build_column(
     return column
 
 
-def read_members(dataset: Dataset, column: Column, keys: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, bytes]]:
+def read_members(
+    dataset: Dataset, column: Column, keys: Sequence[str], names: Sequence[str]
+) -> Iterator[dict[str, bytes]]:
     """Stored bytes of the fields `names` of each clip in `keys`, in order.
 
     Raises:
@@ -177,7 +186,9 @@ def read_members(dataset: Dataset, column: Column, keys: Sequence[str], names: S
                 stream.seek(offset)
                 found[name] = stream.read(size)
                 if len(found[name]) != size:
-                    raise UserError(f"{dataset.uri}/{path}: cut at {key}.{name}; delete its .json record and build again")
+                    raise UserError(
+                        f"{dataset.uri}/{path}: cut at {key}.{name}; delete its .json record and build again"
+                    )
             yield found
 
 

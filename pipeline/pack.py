@@ -105,7 +105,9 @@ def common_widths(columns: Sequence[Column]) -> dict[str, int]:
     for column in columns:
         for name, width in column.widths.items():
             if widths.setdefault(name, width) != width:
-                raise UserError(f"{column.stage}: {name} is {width} in shard {column.shard} and {widths[name]} before it")
+                raise UserError(
+                    f"{column.stage}: {name} is {width} in shard {column.shard} and {widths[name]} before it"
+                )
     return widths
 
 

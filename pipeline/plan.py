@@ -97,7 +97,15 @@ def make_plan(
             mark = fingerprint(stage, weights[kind.name], reads, clips)
             marks[kind.name][shard] = mark
             if load_column(dataset, kind.name, shard, mark) is None:
-                tasks.append(Task(stage=kind.name, shard=shard, fingerprint=mark, weights=weights[kind.name], reads=reads))
+                tasks.append(
+                    Task(
+                        stage=kind.name,
+                        shard=shard,
+                        fingerprint=mark,
+                        weights=weights[kind.name],
+                        reads=reads,
+                    )
+                )
             else:
                 done += 1
     return Plan(marks, weights, tasks, done)

@@ -21,8 +21,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-import ray  # noqa: E402
-import ray.exceptions  # noqa: E402
+import ray
+import ray.exceptions
 
 _RESOURCES = {kind.name: kind.resources for kind in STAGES}
 
@@ -141,7 +141,11 @@ class Runner:
             if other is None:
                 return None
             ray.kill(other.idle.pop())
-        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "runtime_env": {"env_vars": WORKER_ENV}}
+        options = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "runtime_env": {"env_vars": WORKER_ENV},
+        }
         return ray.remote(Worker).options(**options).remote(resources, *self._args)
 
     def _fits(self, wanted: Resources) -> bool:

@@ -20,7 +20,24 @@ from shards.storage import file_sha256, local_path
 Layout = Literal["auto", "folder", "lrs3", "lrs2", "table"]
 
 MEDIA = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .ogv .3gp .wmv .asf".split(),
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".flv",
+        ".ogv",
+        ".3gp",
+        ".wmv",
+        ".asf",
+    ],
 )
 SPLITS = {
     "train": "train",
@@ -106,7 +123,9 @@ def safe_key(name: str) -> str:
     if not key or "//" in key:
         raise UserError(f"key {name!r}: empty key or empty part")
     if len(key) > MAX_KEY:
-        raise UserError(f"key {name!r}: {len(key)} characters when encoded, at most {MAX_KEY}; give shorter keys in a table")
+        raise UserError(
+            f"key {name!r}: {len(key)} characters when encoded, at most {MAX_KEY}; give shorter keys in a table"
+        )
     return key
 
 

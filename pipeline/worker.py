@@ -35,7 +35,12 @@ class Worker:
     """
 
     def __init__(
-        self, resources: Resources, uri: str, config: BuildConfig, centroids: Path | None, shards: dict[str, list[Clip]]
+        self,
+        resources: Resources,
+        uri: str,
+        config: BuildConfig,
+        centroids: Path | None,
+        shards: dict[str, list[Clip]],
     ) -> None:
         self._threads = max(1, int(resources.cpus))
         self._dataset = Dataset(uri)

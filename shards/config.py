@@ -20,7 +20,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def load_config(cls: type[C], path: Path | None = None, overrides: Iterable[str] = (), base: dict[str, Any] | None = None) -> C:
+def load_config(
+    cls: type[C], path: Path | None = None, overrides: Iterable[str] = (), base: dict[str, Any] | None = None
+) -> C:
     """Build `cls` from defaults, then `base`, then the YAML file `path`, then `overrides` (`a.b=value`, YAML values).
 
     Raises:

@@ -44,12 +44,18 @@ class Progress:
     def _line(self) -> None:
         seconds = time.monotonic() - self._begin
         detail = f" {self._detail}" if self._detail else ""
-        print(f"{self.label}: {self.done}/{self.total} {self.unit}, {seconds:.0f} s{detail}", file=sys.stderr, flush=True)
+        print(
+            f"{self.label}: {self.done}/{self.total} {self.unit}, {seconds:.0f} s{detail}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
         elif kind is None and self.total:

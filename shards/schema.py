@@ -69,16 +69,89 @@ FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
         Field("meta", "json", "object", (), "-", "pack", "key, split, speaker, text, frames, source digest"),
-        Field("boxes", "npy", "float32", ("F", 4), "px", "faces", "face track x0, y0, x1, y1 in the upright source frame"),
-        Field("points5", "npy", "float32", ("F", 5, 2), "px", "faces", "eye centres, nose tip, mouth corners of the track"),
-        Field("face", "jpg", "uint8", ("F", FACE_SIZE, FACE_SIZE, 3), "RGB 0-255", "faces", "face aligned to the 112 px template"),
-        Field("landmarks", "npy", "float32", ("F", 68, 2), "px", "landmarks", "68 iBUG points in the upright source frame"),
-        Field("lips", "jpg", "uint8", ("F", LIP_SIZE, LIP_SIZE), "grey 0-255", "lips", "mouth region, similarity-aligned"),
-        Field("identity", "npy", "float16", ("F", "D_identity"), "-", "identity", "face identity embedding, unit length"),
-        Field("expression", "npy", "float16", ("F", "D_expression"), "-", "expression", "facial expression feature"),
+        Field(
+            "boxes",
+            "npy",
+            "float32",
+            ("F", 4),
+            "px",
+            "faces",
+            "face track x0, y0, x1, y1 in the upright source frame",
+        ),
+        Field(
+            "points5",
+            "npy",
+            "float32",
+            ("F", 5, 2),
+            "px",
+            "faces",
+            "eye centres, nose tip, mouth corners of the track",
+        ),
+        Field(
+            "face",
+            "jpg",
+            "uint8",
+            ("F", FACE_SIZE, FACE_SIZE, 3),
+            "RGB 0-255",
+            "faces",
+            "face aligned to the 112 px template",
+        ),
+        Field(
+            "landmarks",
+            "npy",
+            "float32",
+            ("F", 68, 2),
+            "px",
+            "landmarks",
+            "68 iBUG points in the upright source frame",
+        ),
+        Field(
+            "lips",
+            "jpg",
+            "uint8",
+            ("F", LIP_SIZE, LIP_SIZE),
+            "grey 0-255",
+            "lips",
+            "mouth region, similarity-aligned",
+        ),
+        Field(
+            "identity",
+            "npy",
+            "float16",
+            ("F", "D_identity"),
+            "-",
+            "identity",
+            "face identity embedding, unit length",
+        ),
+        Field(
+            "expression",
+            "npy",
+            "float16",
+            ("F", "D_expression"),
+            "-",
+            "expression",
+            "facial expression feature",
+        ),
         Field("wav", "wav", "int16", ("640F",), "PCM", "audio", "mono 16 kHz sound, cut to the video"),
-        Field("mel", "npy", "float32", ("2F", MEL_BINS), "ln amplitude", "mel", "log-mel spectrogram, hop 320, window 1280"),
-        Field("pitch", "npy", "float32", ("2F",), "Hz", "pitch", "pYIN fundamental, NaN where unvoiced", nan=True),
+        Field(
+            "mel",
+            "npy",
+            "float32",
+            ("2F", MEL_BINS),
+            "ln amplitude",
+            "mel",
+            "log-mel spectrogram, hop 320, window 1280",
+        ),
+        Field(
+            "pitch",
+            "npy",
+            "float32",
+            ("2F",),
+            "Hz",
+            "pitch",
+            "pYIN fundamental, NaN where unvoiced",
+            nan=True,
+        ),
         Field("energy", "npy", "float32", ("2F",), "ln amplitude", "energy", "norm over mel bins of each frame"),
         Field("units", "npy", "int16", ("2F",), "index", "speech", "k-means index of the speech feature"),
         Field("timbre", "npy", "float32", ("D_timbre",), "-", "speech", "time mean of the first speech layer"),
@@ -139,7 +212,9 @@ def check_value(field: Field, value: Any, frames: int, widths: dict[str, int] | 
         else:
             expected = want
         if have != expected:
-            raise SchemaError(f"{field.name}: shape {value.shape}, expected {field.shape} with F = {frames} ({want} = {expected})")
+            raise SchemaError(
+                f"{field.name}: shape {value.shape}, expected {field.shape} with F = {frames} ({want} = {expected})"
+            )
     if value.dtype.kind == "f":
         bad = np.isinf(value) if field.nan else ~np.isfinite(value)
         if bad.any():

@@ -98,7 +98,11 @@ def _check_member(
     except SchemaError as error:
         yield f"{clip.key}: {error}"
         return
-    if name == "meta" and (value.get("key"), value.get("split"), value.get("frames")) != (clip.key, shard.split, clip.frames):
+    if name == "meta" and (value.get("key"), value.get("split"), value.get("frames")) != (
+        clip.key,
+        shard.split,
+        clip.frames,
+    ):
         yield f"{clip.key}: meta says {value}, the index says split {shard.split}, {clip.frames} frames"
 
 

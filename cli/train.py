@@ -1,0 +1,31 @@
+"""Train on a dataset's packed shards. Run it again with the same folder to go on after a stop."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cli.options import add_config_options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset")
+    parser.add_argument("run", type=Path, help="folder for checkpoints and TensorBoard events")
+    parser.add_argument("--size", choices=["paper", "tiny"], help="network size (default: paper)")
+    parser.add_argument("--steps", type=int, help="optimiser steps in all")
+    add_config_options(parser, "optimiser.lr=2e-4")
+
+
+def run(args: argparse.Namespace) -> int:
+    from model.train import train
+    from model.train_config import train_config
+
+    overrides = list(args.set)
+    for key in ("size", "steps"):
+        if getattr(args, key) is not None:
+            overrides.append(f"{key}={getattr(args, key)}")
+    result = train(args.dataset, args.run, train_config(args.config, overrides))
+    print(f"step {result.step}: loss {result.first:.3f} -> {result.last:.3f}; checkpoints in {result.folder}")
+    if result.stopped:
+        print("stopped early; the same command goes on from the last checkpoint")
+    return 0

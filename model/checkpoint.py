@@ -1,0 +1,79 @@
+"""Checkpoints: one file per saved step, published whole, loaded without unpickling code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import UserError
+from shards.storage import Store
+
+PREFIX, SUFFIX = "step-", ".pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state.
+
+    Attributes:
+        step: optimiser steps done.
+        config: of the run, as plain JSON values.
+        dataset: profile, widths, stage weights and stage configuration of the shards it was trained on.
+        model, optimiser: state dicts.
+    """
+
+    step: int
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    optimiser: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `step-XXXXXXXX.pt` and drop all but the newest `keep`."""
+    store = Store(str(folder))
+    name = f"{PREFIX}{checkpoint.step:08d}{SUFFIX}"
+    state = {
+        "step": checkpoint.step,
+        "config": json.dumps(checkpoint.config),
+        "dataset": json.dumps(checkpoint.dataset),
+        "model": checkpoint.model,
+        "optimiser": checkpoint.optimiser,
+    }
+    with store.writer(name) as stream:
+        torch.save(state, stream)
+    for old in found(folder)[:-keep]:
+        old.unlink()
+    return folder / name
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+
+
+def load(path: Path) -> Checkpoint:
+    """Load a checkpoint file, or the newest in a folder, onto the CPU.
+
+    Raises:
+        UserError: no checkpoint there, or a file of another kind.
+    """
+    if path.is_dir():
+        files = found(path)
+        if not files:
+            raise UserError(f"{path}: no checkpoint ({PREFIX}*{SUFFIX}) in this folder; train first")
+        path = files[-1]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        config, dataset = json.loads(state["config"]), json.loads(state["dataset"])
+        return Checkpoint(state["step"], config, dataset, state["model"], state["optimiser"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a checkpoint of this program ({type(error).__name__}: {detail})") from None

@@ -1,0 +1,235 @@
+"""The training loop, top to bottom in the order in which it happens."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from model import checkpoint
+from model.faces2voices import FacesToVoices
+from model.meter import Meter
+from model.train_config import OptimiserConfig, TrainConfig, model_config
+from shards.augment import generator
+from shards.codec import decode
+from shards.config import Config
+from shards.dataset import Dataset, Index
+from shards.errors import UserError
+from shards.progress import Progress
+from shards.schema import FIELDS
+from shards.stream import TrainingStream
+
+STATISTICS_CLIPS = 500
+"""Clips over which the mel mean and deviation are taken."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; `first` and `last` are mean losses of the first and last log line."""
+
+    folder: str
+    step: int
+    first: float
+    last: float
+    stopped: bool
+
+
+def train(uri: str, folder: Path, config: TrainConfig) -> Result:
+    """Train on the dataset at `uri`, writing checkpoints and TensorBoard events to `folder`; goes on where it stopped.
+
+    Raises:
+        UserError: unusable dataset, a checkpoint of another configuration, no GPU where one was asked for, or a loss
+            that is not finite.
+    """
+    device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    stream = TrainingStream(uri, config.data, config.seed)
+    network = FacesToVoices(model_config(config, stream.index)).to(device)
+    optimiser = torch.optim.AdamW(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=config.optimiser.lr,
+        betas=config.optimiser.betas,
+        eps=config.optimiser.eps,
+        weight_decay=config.optimiser.weight_decay,
+    )
+    facts = dataset_facts(stream.index)
+    step = 0
+    if folder.exists() and checkpoint.found(folder):
+        state = checkpoint.load(folder)
+        _same_run(folder, state, config, facts)
+        network.load_state_dict(state.model)
+        optimiser.load_state_dict(state.optimiser)
+        step = state.step
+    else:
+        mean, deviation = mel_statistics(uri, stream.index, config.data.split)
+        network.mel_mean.fill_(mean)
+        network.mel_std.fill_(deviation)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log = SummaryWriter(str(folder), purge_step=step + 1)
+    meter = Meter()
+    first: float | None = None
+    last = math.nan
+    begin = time.monotonic()
+
+    def save() -> None:
+        state = checkpoint.Checkpoint(step, _plain(config), facts, network.state_dict(), optimiser.state_dict())
+        checkpoint.save(folder, state, config.keep)
+
+    network.train()
+    with _stop_signal() as stop, Progress("train", config.steps, "steps") as progress:
+        progress.advance(step)
+        for batch in stream.batches(step) if step < config.steps else ():
+            arrived = time.perf_counter()
+            batch = {
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+            # Noise and dropout depend on the step alone, so a resumed run draws what the first would have drawn.
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            noise = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+            rate = _rate(config.optimiser, step, stream.epoch(step))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+                losses = network.losses(batch, noise)
+            if not torch.isfinite(losses["loss"]):
+                raise UserError(_not_finite(step, losses, batch["keys"]))
+            optimiser.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
+            optimiser.step()
+            step += 1
+
+            meter.add(
+                {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)},
+                arrived,
+            )
+            progress.advance()
+            done = step >= config.steps or stop() or _over(begin, config.minutes)
+            if step % config.log_every == 0 or done:
+                means = meter.take(config.data.batch)
+                last = means["loss"]
+                first = last if first is None else first
+                for name, value in {**means, "lr": rate}.items():
+                    log.add_scalar(f"train/{name}", value, step)
+                progress.note(_line(step, stream.epoch(step), means))
+            if step % config.checkpoint_every == 0 or done:
+                save()
+            if done:
+                break
+    log.close()
+    return Result(str(folder), step, math.nan if first is None else first, last, step < config.steps)
+
+
+def dataset_facts(index: Index) -> dict[str, Any]:
+    """What a checkpoint remembers of its dataset: enough to prepare a new video in the same way."""
+    return {
+        "profile": index.profile,
+        "widths": index.widths,
+        "weights": index.weights,
+        "config": index.config,
+        "schema_version": index.schema_version,
+    }
+
+
+def mel_statistics(uri: str, index: Index, split: str) -> tuple[float, float]:
+    """Mean and standard deviation of the log-mel over all bins and frames of up to 500 clips, chosen by a hash of keys."""
+    dataset = Dataset(uri)
+    clips = [(shard, clip) for shard in index.shards if shard.split == split for clip in shard.clips]
+    order = generator("mel statistics").permutation(len(clips))[:STATISTICS_CLIPS]
+    count, total, squares = 0, 0.0, 0.0
+    for shard, clip in (clips[position] for position in sorted(order)):
+        offset, size = clip.members["mel"]
+        with open(dataset.store.path(shard.name), "rb") as stream:
+            stream.seek(offset)
+            mel = decode(FIELDS["mel"], stream.read(size), clip.frames).astype("float64")
+        count, total, squares = count + mel.size, total + mel.sum(), squares + (mel**2).sum()
+    mean = total / count
+    return mean, math.sqrt(max(squares / count - mean**2, 1e-8))
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Any]:
+    """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: this torch sees no GPU; install a CUDA build or set device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _rate(config: OptimiserConfig, step: int, epoch: int) -> float:
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return float(config.lr * warm * config.decay**epoch)
+
+
+def _over(begin: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - begin > 60 * minutes
+
+
+def _same_run(folder: Path, state: checkpoint.Checkpoint, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """A run goes on only with what decides its results unchanged."""
+    loose = {"steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep"}
+    ours, theirs = _flat(_plain(config)), _flat(state.config)
+    odd = sorted(key for key in {*ours, *theirs} if key.split(".")[0] not in loose and ours.get(key) != theirs.get(key))
+    odd = [key for key in odd if key != "data.workers"]
+    if odd:
+        key = odd[0]
+        raise UserError(
+            f"{folder}: checkpoint of another configuration: {key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+            f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}; name another folder or set it back"
+        )
+    for key in ("profile", "widths", "weights"):
+        if facts[key] != state.dataset[key]:
+            raise UserError(f"{folder}: checkpoint was trained on shards with another {key}; name another folder")
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return flat
+
+
+def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
+    terms = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+    return f"step {step}: the loss is not finite ({terms}); clips of the batch: {', '.join(keys)}"
+
+
+def _line(step: int, epoch: int, means: dict[str, float]) -> str:
+    terms = " ".join(
+        f"{name} {value:.3f}"
+        for name, value in means.items()
+        if name not in ("steps_per_s", "clips_per_s", "data_wait")
+    )
+    return f"step {step} epoch {epoch}: {terms} | {means['steps_per_s']:.2f} steps/s, waiting for data {means['data_wait']:.0%}"

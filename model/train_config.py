@@ -1,0 +1,93 @@
+"""Configuration of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model.config import PRESETS, ModelConfig
+from shards.config import Config, load_config, merge
+from shards.dataset import Index
+from shards.errors import UserError
+from shards.stream import StreamConfig
+
+
+class OptimiserConfig(Config):
+    """AdamW as the paper states it; weight decay and clipping are not stated there.
+
+    Attributes:
+        decay: factor on the learning rate per epoch.
+        warmup: steps over which the rate rises from zero.
+    """
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.8, 0.99)
+    eps: float = 1e-9
+    weight_decay: float = 0.01
+    decay: float = 0.999 ** (1 / 8)
+    warmup: int = Field(0, ge=0)
+    clip_norm: float = Field(5.0, gt=0)
+
+
+class TrainConfig(Config):
+    """A training run.
+
+    Attributes:
+        size: which preset `model` lies upon.
+        model: keys that differ from the preset.
+        steps: optimiser steps in all.
+        minutes: stop after this long, with a checkpoint.
+        threads: torch threads; 0 keeps torch's own choice.
+        amp: bfloat16 autocast (losses stay float32).
+    """
+
+    size: Literal["paper", "tiny"] = "paper"
+    model: dict[str, Any] = {}
+    data: StreamConfig = StreamConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    steps: int = Field(350_000, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: bool = False
+    threads: int = Field(0, ge=0)
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep: int = Field(3, ge=1)
+
+
+TINY: dict[str, Any] = {
+    "data": {"batch": 8, "crop_frames": 50, "workers": 1},
+    "optimiser": {"lr": 1e-3, "warmup": 50},
+}
+"""What goes with `size: tiny`, under the user's own file and overrides."""
+
+
+def train_config(path: Path | None, overrides: Sequence[str]) -> TrainConfig:
+    """Defaults of the chosen size, then the YAML file, then the overrides.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    size = load_config(TrainConfig, path, overrides).size
+    return load_config(TrainConfig, path, overrides, base=TINY if size == "tiny" else None)
+
+
+def model_config(config: TrainConfig, index: Index) -> ModelConfig:
+    """The preset, the widths that the dataset's networks set, and the user's keys over both.
+
+    Raises:
+        UserError: an unknown key, or one that follows from the dataset.
+    """
+    widths = {
+        "identity_dim": index.widths["D_identity"],
+        "expression_dim": index.widths["D_expression"],
+        "timbre_dim": index.widths["D_timbre"],
+        "units": index.config["speech"]["clusters"],
+    }
+    for key in sorted(set(widths) & set(config.model)):
+        raise UserError(f"model.{key} follows from the dataset ({widths[key]}); leave it out")
+    return load_config(ModelConfig, base=merge({**PRESETS[config.size], **widths}, config.model))
