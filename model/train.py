@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model import checkpoint
 from model.faces2voices import FacesToVoices
 from model.meter import Meter
-from model.train_config import OptimiserConfig, TrainConfig, model_config
+from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
 from shards.augment import generator
 from shards.codec import decode
 from shards.config import Config
@@ -55,7 +55,14 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     stream = TrainingStream(uri, config.data, config.seed)
-    network = FacesToVoices(model_config(config, stream.index)).to(device)
+    facts = dataset_facts(stream.index)
+    shape = model_config(config, facts)
+    if shape.lip_encoder.frozen and config.lip_weights is None:
+        raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
+    network = FacesToVoices(shape)
+    if config.lip_weights is not None:
+        network.lip_encoder.load_public(config.lip_weights)
+    network.to(device)
     optimiser = torch.optim.AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=config.optimiser.lr,
@@ -63,7 +70,6 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
         eps=config.optimiser.eps,
         weight_decay=config.optimiser.weight_decay,
     )
-    facts = dataset_facts(stream.index)
     step = 0
     if folder.exists() and checkpoint.found(folder):
         state = checkpoint.load(folder)
@@ -131,17 +137,6 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
                 break
     log.close()
     return Result(str(folder), step, math.nan if first is None else first, last, step < config.steps)
-
-
-def dataset_facts(index: Index) -> dict[str, Any]:
-    """What a checkpoint remembers of its dataset: enough to prepare a new video in the same way."""
-    return {
-        "profile": index.profile,
-        "widths": index.widths,
-        "weights": index.weights,
-        "config": index.config,
-        "schema_version": index.schema_version,
-    }
 
 
 def mel_statistics(uri: str, index: Index, split: str) -> tuple[float, float]:

@@ -38,6 +38,7 @@ class TrainConfig(Config):
     Attributes:
         size: which preset `model` lies upon.
         model: keys that differ from the preset.
+        lip_weights: public AV-HuBERT tensors for the lip encoder; a frozen one cannot do without.
         steps: optimiser steps in all.
         minutes: stop after this long, with a checkpoint.
         threads: torch threads; 0 keeps torch's own choice.
@@ -46,6 +47,7 @@ class TrainConfig(Config):
 
     size: Literal["paper", "tiny"] = "paper"
     model: dict[str, Any] = {}
+    lip_weights: Path | None = None
     data: StreamConfig = StreamConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     steps: int = Field(350_000, ge=1)
@@ -76,17 +78,31 @@ def train_config(path: Path | None, overrides: Sequence[str]) -> TrainConfig:
     return load_config(TrainConfig, path, overrides, base=TINY if size == "tiny" else None)
 
 
-def model_config(config: TrainConfig, index: Index) -> ModelConfig:
+def dataset_facts(index: Index) -> dict[str, Any]:
+    """What a checkpoint remembers of its dataset: enough to prepare a new video in the same way."""
+    return {
+        "profile": index.profile,
+        "widths": index.widths,
+        "weights": index.weights,
+        "config": index.config,
+        "schema_version": index.schema_version,
+    }
+
+
+def model_config(config: TrainConfig, dataset: dict[str, Any]) -> ModelConfig:
     """The preset, the widths that the dataset's networks set, and the user's keys over both.
+
+    Args:
+        dataset: what `dataset_facts` says of the shards.
 
     Raises:
         UserError: an unknown key, or one that follows from the dataset.
     """
     widths = {
-        "identity_dim": index.widths["D_identity"],
-        "expression_dim": index.widths["D_expression"],
-        "timbre_dim": index.widths["D_timbre"],
-        "units": index.config["speech"]["clusters"],
+        "identity_dim": dataset["widths"]["D_identity"],
+        "expression_dim": dataset["widths"]["D_expression"],
+        "timbre_dim": dataset["widths"]["D_timbre"],
+        "units": dataset["config"]["speech"]["clusters"],
     }
     for key in sorted(set(widths) & set(config.model)):
         raise UserError(f"model.{key} follows from the dataset ({widths[key]}); leave it out")

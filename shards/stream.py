@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -229,8 +230,14 @@ class TrainingStream:
             num_workers=self.config.workers,
             collate_fn=_Collate(self.config.crop_frames),
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         return iter(loader)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the training loop alone decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Steps:

@@ -1,0 +1,108 @@
+"""Silent video in, speech out."""
+
+from __future__ import annotations
+
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import checkpoint
+from model.faces2voices import FacesToVoices
+from model.griffinlim import griffin_lim
+from model.train_config import TrainConfig, model_config
+from shards.augment import centre_lips
+from shards.errors import UserError
+from shards.schema import SAMPLE_RATE
+from shards.storage import Store
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was written: the wav, the video with sound (None where only a wav was asked for) and the length in seconds."""
+
+    wav: Path
+    video: Path | None
+    seconds: float
+    step: int
+    vocoder: str
+
+
+def synthesize(
+    video: Path,
+    run: Path,
+    output: Path,
+    steps: int = 10,
+    guidance: float = 0.7,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Speech:
+    """Speak for a silent video; sound that it may have is not used.
+
+    Args:
+        run: checkpoint file, or the folder of a training run.
+        output: `.mp4` writes the video with sound and a `.wav` beside it; `.wav` writes that alone.
+        steps, guidance, temperature: Euler steps, guidance scale beta and scale of the first noise.
+
+    Raises:
+        UserError: unusable video, checkpoint or output name.
+    """
+    if output.suffix.lower() not in (".mp4", ".wav"):
+        raise UserError(f"{output}: the output must end in .mp4 or .wav")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: folder {output.parent} is missing")
+    if output.resolve() == video.resolve():
+        raise UserError(f"{output}: would overwrite the input")
+    state = checkpoint.load(run)
+    network = load_network(state)
+
+    from pipeline.prepare import visual_fields
+
+    fields = visual_fields(video, state.dataset["config"], state.dataset["weights"])
+    batch = {
+        "frames": torch.tensor([len(fields["lips"])]),
+        "lips": torch.from_numpy(centre_lips(fields["lips"]))[None, None],
+        "identity": torch.from_numpy(fields["identity"].astype(np.float32))[None],
+        "expression": torch.from_numpy(fields["expression"].astype(np.float32))[None],
+    }
+    noise = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        spoken = network.synthesize(batch, steps=steps, guidance=guidance, temperature=temperature, generator=noise)
+    mel = spoken["mel"][0].T.numpy()
+    samples = griffin_lim(mel, state.dataset["config"]["mel"]["filterbank"], seed=seed)
+
+    sound = output.with_suffix(".wav")
+    write_wav(sound, samples)
+    if output.suffix.lower() == ".mp4":
+        from pipeline.media import decode_video
+        from pipeline.mux import write_video
+
+        write_video(output, decode_video(str(video)), samples)
+    picture = output if output.suffix.lower() == ".mp4" else None
+    return Speech(sound, picture, len(samples) / SAMPLE_RATE, state.step, "Griffin-Lim")
+
+
+def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
+    """The network of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: the tensors do not fit the configuration that the checkpoint names.
+    """
+    network = FacesToVoices(model_config(TrainConfig.model_validate(state.config), state.dataset))
+    try:
+        network.load_state_dict(state.model)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint of step {state.step}: {' '.join(str(error).split())[:300]}") from None
+    return network.eval()
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Mono 16-bit PCM at 16 kHz; samples beyond -1..1 are clipped."""
+    data = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    with Store(str(path.parent)).writer(path.name) as stream, wave.open(stream, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(SAMPLE_RATE)
+        writer.writeframes(data)

@@ -1,0 +1,40 @@
+"""The visual stages on one new video, in this process: what synthesis feeds its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import BuildConfig
+from pipeline.plan import make_stage, weights_digest
+from pipeline.registry import VISUAL_STAGES
+from pipeline.stage import Clip, Fields, Item, Rejection
+from shards.errors import UserError
+
+
+def visual_fields(video: Path, config: dict[str, Any], weights: dict[str, str]) -> Fields:
+    """Run faces, landmarks, lips, identity and expression on a video as the training shards were made.
+
+    Args:
+        config: stage configuration as the dataset recorded it.
+        weights: stage -> digest of the network files that the dataset recorded.
+
+    Raises:
+        UserError: the video cannot be used (with the reason that quarantine would name), or a stage here runs other
+            weights than the dataset's.
+    """
+    settings = BuildConfig.model_validate(config)
+    clip = Clip(key=video.name, uri=str(video), digest="")
+    fields: Fields = {}
+    for kind in VISUAL_STAGES:
+        stage = make_stage(kind, settings, None)
+        if weights_digest(stage.weights()) != weights[kind.name]:
+            raise UserError(
+                f"stage {kind.name}: its network files differ from the ones the training shards were made with"
+            )
+        stage.setup()
+        result = stage.attempt(Item(clip, {name: fields[name] for name in kind.reads}))
+        if isinstance(result, Rejection):
+            raise UserError(f"{video}: {result.reason.value}: {result.message}")
+        fields.update(result)
+    return fields
