@@ -20,12 +20,11 @@ from model.faces2voices import FacesToVoices
 from model.meter import Meter
 from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
 from shards.augment import generator
-from shards.codec import decode
 from shards.config import Config
 from shards.dataset import Dataset, Index
 from shards.errors import UserError
 from shards.progress import Progress
-from shards.schema import FIELDS
+from shards.reader import read_fields
 from shards.stream import TrainingStream
 
 STATISTICS_CLIPS = 500
@@ -146,10 +145,7 @@ def mel_statistics(uri: str, index: Index, split: str) -> tuple[float, float]:
     order = generator("mel statistics").permutation(len(clips))[:STATISTICS_CLIPS]
     count, total, squares = 0, 0.0, 0.0
     for shard, clip in (clips[position] for position in sorted(order)):
-        offset, size = clip.members["mel"]
-        with open(dataset.store.path(shard.name), "rb") as stream:
-            stream.seek(offset)
-            mel = decode(FIELDS["mel"], stream.read(size), clip.frames).astype("float64")
+        mel = read_fields(dataset, shard, clip, ("mel",))["mel"].astype("float64")
         count, total, squares = count + mel.size, total + mel.sum(), squares + (mel**2).sum()
     mean = total / count
     return mean, math.sqrt(max(squares / count - mean**2, 1e-8))

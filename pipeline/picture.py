@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.schema import FIELDS, MEL_RATE, VIDEO_RATE
+from shards.reader import read_fields
+from shards.schema import MEL_RATE, VIDEO_RATE
 
 SHOWN = 10
 """Frames shown of face and lips."""
@@ -26,7 +26,11 @@ def draw_clip(uri: str, key: str, path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    values = _read(uri, key)
+    dataset = Dataset(uri)
+    places = [(shard, clip) for shard in dataset.index().shards for clip in shard.clips if clip.key == key]
+    if not places:
+        raise UserError(f"{uri}: no packed clip {key!r}; see `f2v status --clips`")
+    values = read_fields(dataset, *places[0], ("meta", "face", "lips", "mel", "pitch", "units"))
     mel, pitch, units = values["mel"], values["pitch"], values["units"]
     chosen = np.linspace(0, len(values["face"]) - 1, SHOWN).round().astype(int)
     seconds = len(mel) / MEL_RATE
@@ -52,21 +56,3 @@ def draw_clip(uri: str, key: str, path: Path) -> Path:
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
     return path
-
-
-def _read(uri: str, key: str) -> dict[str, np.ndarray]:
-    dataset = Dataset(uri)
-    for shard in dataset.index().shards:
-        for clip in shard.clips:
-            if clip.key != key:
-                continue
-            values = {}
-            with open(dataset.store.path(shard.name), "rb") as stream:
-                for name in ("meta", "face", "lips", "mel", "pitch", "units"):
-                    if name not in clip.members:
-                        raise UserError(f"{uri}: field {name!r} was not packed (pack.fields)")
-                    offset, size = clip.members[name]
-                    stream.seek(offset)
-                    values[name] = decode(FIELDS[name], stream.read(size), clip.frames)
-            return values
-    raise UserError(f"{uri}: no packed clip {key!r}; see `f2v status --clips`")

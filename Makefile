@@ -1,0 +1,37 @@
+# Two commands: `make demo` runs the whole job, `make test` runs lint, types and tests. Both make .venv on first use.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+
+.PHONY: demo test setup clean
+
+demo: setup
+	$(BIN)/f2v demo
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/ready
+
+# Packages from the index are pinned; apt is asked only for what a bare machine turns out to lack.
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "make: Python 3.11 to 3.13 is needed; name one with make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { $(APT) update -q && $(APT) install -qy python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade-strategy only-if-needed "$(TORCH)"
+	$(BIN)/pip install -q --no-deps -r requirements.lock
+	$(BIN)/pip install -q --no-deps -e .
+	@$(BIN)/python -c 'import cv2' 2>/dev/null \
+		|| { $(APT) update -q && $(APT) install -qy libgl1 libglib2.0-0; }
+	@$(BIN)/python -c 'import cv2, dlib, onnxruntime, ray, torch'
+	touch $@
+
+clean:
+	rm -rf $(VENV)
