@@ -1,12 +1,13 @@
 """AV-HuBERT, video path (Shi et al. 2022): lip images to one feature per video frame.
 
-`AVHubert` names its modules so that its `state_dict` has the keys of the public checkpoints. `LipEncoder` wraps it with
-the learnable weighted sum over layers.
+`AVHubert` names its modules so that its `state_dict` has the keys of the public checkpoints. `LipEncoder` wraps it
+with the learnable weighted sum over layers.
 """
 
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from model.layers import attend, split_heads
 from shards.errors import UserError
 
 DROPPED = ("feature_extractor_audio.", "mask_emb", "final_proj.", "label_embs_concat")
-"""Beginnings of the public checkpoint's keys that the video path does not use: audio branch and pretraining heads."""
+"""Public keys that the video path does not use begin so: audio branch and pretraining heads."""
 
 
 class LipEncoder(nn.Module):
-    """AV-HuBERT and the weighted sum over its layers: lips [B, 1, F, 88, 88] -> [B, F, dim], zero on padded frames.
+    """AV-HuBERT and the weighted sum over its layers: lips [B, 1, F, 88, 88] -> [B, F, dim], padding zero.
 
-    The sum takes the outputs of all layers, the last one after the final LayerNorm (and the input of the first, if
-    `include_input`), under a softmax of logits that start equal. With `weighted_sum` False it is the last state alone.
+    The sum takes the outputs of all layers, the last one after the final LayerNorm (and the input of the first,
+    if `include_input`), under a softmax of logits that start equal. With `weighted_sum` False it is the last
+    state alone.
     """
 
     def __init__(self, config: LipEncoderConfig, weighted_sum: bool = True) -> None:
@@ -46,7 +48,7 @@ class LipEncoder(nn.Module):
         return self
 
     def forward(self, lips: Tensor, mask: Tensor) -> Tensor:
-        """`lips` float32 normalised, `mask` bool [B, F]. Features in the precision of the surrounding autocast."""
+        """`lips` float32 normalised, `mask` bool [B, F]. The sum is float32."""
         states = self.network.states(lips, mask)
         if not self.config.include_input:
             next(states)
@@ -55,9 +57,9 @@ class LipEncoder(nn.Module):
             for state in states:
                 total = self._scale(state)
         else:
-            # Summed while the layers run: where nothing has to be kept for gradients, one state lives at a time.
+            # Summed while the layers run: without gradients one state lives at a time.
             for weight, state in zip(self.logits.softmax(0), states, strict=True):
-                total = total + weight * self._scale(state)
+                total = total + weight * self._scale(state).float()
         return total * mask[..., None]
 
     def _scale(self, state: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ class LipEncoder(nn.Module):
         The original fairseq file holds pickled objects of fairseq and must be reduced to its tensors first.
 
         Raises:
-            UserError: the file is missing, is no plain dict of tensors, or its keys or shapes are not this network's.
+            UserError: the file is missing, is no plain dict of tensors, or holds other keys or shapes.
         """
         weights = _read_tensors(path)
         weights = {key: value for key, value in weights.items() if not key.startswith(DROPPED)}
@@ -92,11 +94,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"AV-HuBERT weights {path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"AV-HuBERT weights {path}: not a plain file of tensors ({reason}); an original fairseq checkpoint "
-            "must be re-saved with its 'model' tensors alone"
+            f"AV-HuBERT weights {path}: not a plain file of tensors ({reason}); "
+            "an original fairseq checkpoint must be re-saved with its 'model' tensors alone"
         ) from None
     weights = tree.get("model", tree) if isinstance(tree, dict) else tree
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -116,7 +118,7 @@ class AVHubert(nn.Module):
         self.encoder = Encoder(config)
 
     def states(self, lips: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        """Input of the first layer, then the output of each layer, the last after the final LayerNorm; [B, F, dim] each."""
+        """Input of the first layer, then each layer's output, the last after the final LayerNorm; [B, F, dim]."""
         video = self.feature_extractor_video(lips, mask)
         # Zeros in place of the projected audio, not a projection of zeros; the halves lie [audio, video].
         fused = self.layer_norm(torch.cat([torch.zeros_like(video), video], dim=-1))
@@ -139,9 +141,9 @@ class VideoExtractor(nn.Module):
 class ResNet(nn.Module):
     """3-D convolution over 5 frames, then ResNet basic blocks on each frame, averaged over the image.
 
-    Frames are folded into the batch ahead of the stem, each with its two neighbours on either side as channels: a 3-D
-    convolution with time stride 1 is that 2-D convolution. So in training padded frames can be left out
-    altogether and never enter a BatchNorm statistic; beyond a clip's ends the stem sees zeros, as in a clip alone.
+    Frames are folded into the batch ahead of the stem, each with its two neighbours on either side as channels:
+    a 3-D convolution with time stride 1 is that 2-D convolution. So in training padded frames are left out
+    altogether and never enter a BatchNorm statistic. Beyond a clip's ends the stem sees zeros, as in a clip alone.
     """
 
     def __init__(self, config: LipEncoderConfig) -> None:
@@ -192,9 +194,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.PReLU(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
 
 
 class PositionalConv(nn.Module):
-    """Grouped convolution with weight normalisation over each tap: weight[:, :, k] = g[k] * v[:, :, k] / |v[:, :, k]|.
+    """Grouped convolution with weight norm over each tap: weight[:, :, k] = g[k] * v[:, :, k] / |v[:, :, k]|.
 
     Holds g and v under the checkpoint's names. An even kernel yields one frame too many: the last is dropped.
     """

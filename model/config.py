@@ -1,4 +1,4 @@
-"""Configuration of the networks and their losses. Defaults are the paper's sizes; `PRESETS["tiny"]` trains on a CPU."""
+"""Configuration of the networks and their losses: the paper's sizes, and a preset that trains on a CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class LipEncoderConfig(Config):
     @model_validator(mode="after")
     def _divides(self) -> LipEncoderConfig:
         if self.dim % self.heads or self.dim % self.pos_groups:
-            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads} and pos_groups {self.pos_groups}")
+            raise ValueError(
+                f"dim {self.dim} must be a multiple of heads {self.heads} and pos_groups {self.pos_groups}"
+            )
         return self
 
 
@@ -52,7 +54,7 @@ class EncoderConfig(Config):
         dim: width of every hidden sequence.
         layers, heads, ffn: of each of the three Transformers.
         blocks, kernel, expansion: ConvNeXt-V2 blocks of a predictor.
-        masked_kernel, masked_gap: taps of the masked convolution, and how many in its middle are blind (both odd).
+        masked_kernel, masked_gap: taps of the masked convolution; how many in its middle are blind (odd).
         prosody_kernel: convolutions that embed pitch and energy (odd).
     """
 
@@ -119,7 +121,7 @@ class FlowConfig(Config):
 
 
 class LossConfig(Config):
-    """Weights of the summands of the training loss, and the label smoothing of the units (1 - alpha of Eq. 1)."""
+    """Weights of the training loss (Eq. 7), and the label smoothing of the units (1 - alpha of Eq. 1)."""
 
     cfm: float = 1.0
     prior: float = 1.0
@@ -133,10 +135,11 @@ class ModelConfig(Config):
     """Everything that shapes the network and its loss.
 
     Attributes:
-        identity_dim, expression_dim, timbre_dim: widths of the dataset's features; units: size of its unit inventory.
-        hier: mappers between the stages; without them every attribute is read from the lip features at once.
+        identity_dim, expression_dim, timbre_dim: widths of the dataset's features.
+        units: size of the dataset's unit inventory.
+        hier: mappers between the stages; without them each attribute is read from the lip features at once.
         timbre, prosody: the stage exists; without it its mapper goes too.
-        face_id, fe: identity and expression features are fused in; without them the hidden input passes unchanged.
+        face_id, fe: identity and expression features are fused in; without, the hidden input passes unchanged.
         ws: weighted sum over the lip encoder's layers; without it the last one alone.
         mp: masked auxiliary predictors of content and prosody.
     """
@@ -190,4 +193,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1},
     },
 }
-"""Bases for `load_config(ModelConfig, base=...)`: the paper's model, and one that learns in minutes on two CPU cores."""
+"""Bases for `load_config(ModelConfig, base=...)`: the paper's model; one that learns in minutes on 2 cores."""

@@ -1,7 +1,7 @@
-"""Pieces that several networks share. Sequences are [B, T, C] with a boolean mask [B, T], True on valid frames.
+"""Pieces that several networks share. Sequences are [B, T, C], masks [B, T] bool, True on valid frames.
 
-Every piece that mixes frames masks its own input, so a clip's result is the same alone and padded in a batch. What
-comes out on padded frames is finite and means nothing.
+Every piece that mixes frames masks its own input, so a clip's result is the same alone and padded in a batch.
+What comes out on padded frames is finite and means nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class TimeConv(nn.Module):
 
 
 class BlindConv(TimeConv):
-    """Convolution whose middle `gap` taps are zero: frame i is computed from its neighbours and never from itself.
+    """Convolution whose middle `gap` taps are zero: frame i comes from its neighbours, never from itself.
 
-    The masked convolution block of non-autoregressive predictive coding (Liu et al. 2021). With kernel 15 and gap 5,
-    output frame i depends on frames i-7..i-3 and i+3..i+7.
+    The masked convolution block of non-autoregressive predictive coding (Liu et al. 2021). With kernel 15 and
+    gap 5, output frame i depends on frames i-7..i-3 and i+3..i+7.
     """
 
     taps: Tensor
@@ -54,7 +54,7 @@ class BlindConv(TimeConv):
 
 
 class Up2(nn.Module):
-    """Video rate to acoustic rate: [B, F, inputs] -> [B, 2F, outputs] by a transposed convolution and a convolution."""
+    """Video rate to acoustic rate, [B, F, inputs] -> [B, 2F, outputs]: transposed and plain convolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Fusion(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """GRN of ConvNeXt V2 (Woo et al. 2023) over time: channels compete by their norm over the valid frames."""
+    """GRN of ConvNeXt V2 (Woo et al. 2023) over time: channels compete by their norm over valid frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """ConvNeXt-V2 block in one dimension: depthwise convolution, then a pointwise bottleneck with GRN, residual."""
+    """ConvNeXt-V2 block in one dimension: depthwise convolution, pointwise bottleneck with GRN, residual."""
 
     def __init__(self, dim: int, kernel: int, expansion: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention of [B, heads, T, d] over the keys that `mask` [B, T] calls valid -> [B, T, heads * d]."""
+    """Attention of [B, heads, T, d] over the keys that `mask` [B, T] calls valid -> [B, T, heads * d]."""
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=dropout)
     return y.transpose(1, 2).flatten(2)
 
