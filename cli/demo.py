@@ -1,4 +1,4 @@
-"""The whole job on a synthetic corpus of talking faces: build, verify, a short training, and speech for a held-out clip."""
+"""The whole job on synthetic talking faces: build, verify, train a little, speak for a held-out clip."""
 
 from __future__ import annotations
 

@@ -31,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
     if args.clips:
         from shards.dataset import Dataset
 
-        for row in Dataset(args.dataset).quarantine():
-            print(f"  {row.key}: {row.stage}: {row.reason}: {row.message}")
+        for refused in Dataset(args.dataset).quarantine():
+            print(f"  {refused.key}: {refused.stage}: {refused.reason}: {refused.message}")
     return 0

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.synthetic.corpus import write_corpus, write_faulty
+
 from model.synthesize import Speech, synthesize
 from model.train import Result, train
 from model.train_config import train_config
 from pipeline.build import Summary, build
 from pipeline.config import BuildConfig
 from pipeline.picture import draw_clip
-from pipeline.synthetic.corpus import write_corpus, write_faulty
 from shards.config import load_config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
@@ -24,7 +25,7 @@ SHARD_CLIPS = 16
 
 @dataclass(frozen=True)
 class Tour:
-    """Where the demo left everything, and how it went; `held_out` tells whether the spoken clip was kept from training."""
+    """Where the demo left everything, and how it went; `held_out`: training has not seen the spoken clip."""
 
     source: str
     dataset: str

@@ -21,7 +21,7 @@ from shards.storage import Store
 
 @dataclass(frozen=True)
 class Speech:
-    """What was written: the wav, the video with sound (None where only a wav was asked for) and the length in seconds."""
+    """What was written: the wav, and the video with sound (None where only a wav was asked for)."""
 
     wav: Path
     video: Path | None
@@ -77,6 +77,7 @@ def synthesize(
     write_wav(sound, samples)
     if output.suffix.lower() == ".mp4":
         from pipeline.media import decode_video
+
         from pipeline.mux import write_video
 
         write_video(output, decode_video(str(video)), samples)

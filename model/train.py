@@ -139,7 +139,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
 
 
 def mel_statistics(uri: str, index: Index, split: str) -> tuple[float, float]:
-    """Mean and standard deviation of the log-mel over all bins and frames of up to 500 clips, chosen by a hash of keys."""
+    """Mean and standard deviation of the log-mel over all bins and frames of up to `STATISTICS_CLIPS` clips."""
     dataset = Dataset(uri)
     clips = [(shard, clip) for shard in index.shards if shard.split == split for clip in shard.clips]
     order = generator("mel statistics").permutation(len(clips))[:STATISTICS_CLIPS]
@@ -218,9 +218,7 @@ def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
 
 
 def _line(step: int, epoch: int, means: dict[str, float]) -> str:
-    terms = " ".join(
-        f"{name} {value:.3f}"
-        for name, value in means.items()
-        if name not in ("steps_per_s", "clips_per_s", "data_wait")
-    )
-    return f"step {step} epoch {epoch}: {terms} | {means['steps_per_s']:.2f} steps/s, waiting for data {means['data_wait']:.0%}"
+    speeds = ("steps_per_s", "clips_per_s", "data_wait")
+    terms = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in speeds)
+    pace = f"{means['steps_per_s']:.2f} steps/s, waiting for data {means['data_wait']:.0%}"
+    return f"step {step} epoch {epoch}: {terms} | {pace}"

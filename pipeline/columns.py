@@ -1,7 +1,7 @@
 """Columns: one stage's fields for the clips of one shard, as an immutable WebDataset tar named by its fingerprint.
 
 Beside each `columns/<stage>/<shard>-<fingerprint>.tar` lies a `.json` record with the clips that are in, the ones that
-were refused and why, the byte offsets, and what it took. The record is written last: a column exists when its record does.
+were refused and why, the byte offsets, and what it took. The record is written last: a column exists when it does.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def build_column(
 
     Args:
         mark: the column's fingerprint.
-        clips: the shard's clips, ordered by key; those missing from any column in `reads` were refused before and are skipped.
+        clips: the shard's clips, ordered by key; the ones that a column in `reads` lacks are skipped.
         reads: records of the columns that hold the fields the stage reads.
 
     A value that breaks the schema refuses its clip as a fault; the other clips go on.

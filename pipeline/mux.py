@@ -18,7 +18,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], samples: np.ndarray, c
     """Encode frames and sound into an MP4 file, which appears whole or not at all.
 
     Args:
-        frames: RGB uint8 [H, W, 3] each, all of one size; an odd last row or column is dropped (H.264 wants even sides).
+        frames: RGB uint8 [H, W, 3] each, all of one size; an odd last row or column is dropped (H.264).
         samples: mono float32 in -1..1 at 16 kHz.
         crf: H.264 quality; lower is better.
 

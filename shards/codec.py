@@ -55,7 +55,8 @@ def decode(field: Field, data: bytes, frames: int, start: int = 0, stop: int | N
     except (ValueError, EOFError, wave.Error, UnicodeDecodeError) as error:
         raise SchemaError(f"{field.name}: damaged {field.encoding} ({error})") from None
     _, height, width = field.shape[:3]
-    assert isinstance(height, int) and isinstance(width, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     return decode_strip(data, frames, height, width, start, stop)
 
 

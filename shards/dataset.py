@@ -96,7 +96,7 @@ class ClipRow:
 
 @dataclass(frozen=True)
 class QuarantineRow:
-    """A row of `quarantine.parquet`: where and why a clip was refused; `retriable` marks faults of the machine or code."""
+    """A row of `quarantine.parquet`: where and why a clip was refused; `retriable` marks faults of machine or code."""
 
     key: str
     uri: str

@@ -30,7 +30,7 @@ def local_path(uri: str) -> Path:
 class Store:
     """A folder of named objects.
 
-    Names are relative with forward slashes. Writing publishes by rename, so a reader sees the old object or the new one.
+    Names are relative with forward slashes. Writing publishes by rename: a reader sees the old object or the new.
     """
 
     def __init__(self, uri: str) -> None:
