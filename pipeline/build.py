@@ -129,7 +129,7 @@ class _Work:
         return plan
 
     def _fit(self, plan: Plan, fit: str) -> str:
-        from pipeline.units import fit_from_columns
+        from pipeline.codebook import fit_from_columns
 
         training = [shard for shard in self.shards if shard.startswith("train-")] or list(self.shards)
         columns = [column for shard in training for column in columns_of(self.dataset, plan, shard, ["audio"])]

@@ -1,0 +1,61 @@
+"""The command line: quick answers, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.main import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: f2v {command}" in capsys.readouterr().out
+
+
+def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["bild"], ["build", "a", "b", "--prefile", "x"], ["build", "a", "b", "--profile", "none"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+    assert "offline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["build", "none", "ds"], "source none: no such file or folder"),
+        (["build", ".", "ds", "--set", "pitch.fmaxx=1"], "unknown key 'pitch.fmaxx'"),
+        (["build", ".", "ds", "--config", "none.yaml"], "none.yaml: cannot be read"),
+        (["build", "empty", "ds"], "no clips found"),
+        (["build", "s3://bucket/videos", "ds"], "s3://"),
+        (["train", "none", "run"], "no dataset here"),
+        (["train", "none", "run", "--set", "data.batsh=1"], "unknown key 'data.batsh'"),
+        (["synthesize", "a.mp4", "-o", "b.avi", "--checkpoint", "run"], "must end in .mp4 or .wav"),
+        (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "run"], "run: no such checkpoint"),
+        (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "empty"], "no checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "thesis.tex").write_text("x")
+    (tmp_path / "videos").mkdir()
+    assert main(["build", str(tmp_path / "videos"), str(tmp_path / "ds")]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "ds").iterdir()] == ["thesis.tex"]

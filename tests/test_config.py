@@ -1,0 +1,48 @@
+"""Configuration: layers, types, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import BuildConfig
+from shards.config import load_config
+from shards.errors import UserError
+
+
+def test_file_lies_over_defaults_and_overrides_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text("pitch: {fmin: 70, fmax: 500}\npack: {shard_clips: 7}\n")
+    config = load_config(BuildConfig, file, ["pitch.fmax=450"])
+    assert (config.pitch.fmin, config.pitch.fmax, config.pack.shard_clips) == (70, 450, 7)
+    assert config.mel.filterbank == "htk"
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("pitch.fmaxx=5", "pitch.fmaxx"),
+        ("picth.fmax=5", "picth"),
+        ("pitch.fmax=high", "pitch.fmax"),
+        ("pack.shard_clips=0", "pack.shard_clips"),
+        ("pitch.fmax", "key=value"),
+        ("mel.filterbank=bark", "mel.filterbank"),
+    ],
+)
+def test_mistakes_name_the_key(override: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        load_config(BuildConfig, None, [override])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "pitch: 5\n", "\x00"])
+def test_broken_files_are_one_clear_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"build\.yaml"):
+        load_config(BuildConfig, file)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        load_config(BuildConfig, tmp_path / "none.yaml")

@@ -1,0 +1,92 @@
+"""A small packed dataset with made-up values, written by the contract floor alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.codec import encode
+from shards.dataset import (
+    CLIPS,
+    INDEX,
+    MANIFEST,
+    QUARANTINE,
+    ClipRow,
+    Dataset,
+    Index,
+    Manifest,
+    PackedClip,
+    PackedShard,
+    QuarantineRow,
+)
+from shards.schema import FIELDS, SCHEMA_VERSION
+from shards.tar import write_tar
+
+WIDTHS = {"D_identity": 8, "D_expression": 6, "D_timbre": 5}
+CLUSTERS = 11
+CONFIG = {"speech": {"clusters": CLUSTERS}, "mel": {"filterbank": "htk"}}
+
+
+def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
+    """Every field of a clip. `mel[:, 0]` counts acoustic frames and the lips' grey level counts video frames."""
+    random = np.random.default_rng(frames)
+    steps = np.arange(2 * frames, dtype=np.float32)
+    mel = random.normal(size=(2 * frames, 80)).astype(np.float32)
+    mel[:, 0] = steps
+    lips = np.broadcast_to((np.arange(frames, dtype=np.uint8) * 2)[:, None, None], (frames, 96, 96)).copy()
+    return {
+        "meta": {"key": key, "split": split, "speaker": "", "text": "", "frames": frames, "source": ""},
+        "boxes": random.random((frames, 4), np.float32),
+        "points5": random.random((frames, 5, 2), np.float32),
+        "face": random.integers(0, 255, (frames, 112, 112, 3), np.uint8),
+        "landmarks": random.random((frames, 68, 2), np.float32),
+        "lips": lips,
+        "identity": random.random((frames, WIDTHS["D_identity"])).astype(np.float16),
+        "expression": random.random((frames, WIDTHS["D_expression"])).astype(np.float16),
+        "wav": random.integers(-999, 999, 640 * frames).astype(np.int16),
+        "mel": mel,
+        "pitch": np.where(steps % 3 == 0, np.nan, 100 + steps).astype(np.float32),
+        "energy": steps,
+        "units": random.integers(0, CLUSTERS, 2 * frames).astype(np.int16),
+        "timbre": random.random(WIDTHS["D_timbre"], np.float32),
+    }
+
+
+def toy_dataset(folder: Path, shards: list[list[int]], profile: str = "offline") -> Dataset:
+    """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`."""
+    dataset = Dataset(str(folder))
+    packed, rows = [], []
+    for number, lengths in enumerate(shards):
+        shard = f"train-{number:06d}"
+        samples = {
+            f"s{number}c{position}": toy_values(f"s{number}c{position}", frames)
+            for position, frames in enumerate(lengths)
+        }
+        encoded = {
+            f"{key}.{FIELDS[name].suffix}": encode(FIELDS[name], value)
+            for key, values in samples.items()
+            for name, value in values.items()
+        }
+        name = f"train/{shard}-x.tar"
+        with dataset.store.writer(name) as stream:
+            written = write_tar(stream, sorted(encoded.items()))
+        places = {member.name: (member.offset, member.size) for member in written.members}
+        clips = [
+            PackedClip(
+                key=key,
+                frames=values["meta"]["frames"],
+                members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in values},
+            )
+            for key, values in samples.items()
+        ]
+        record = {"name": name, "shard": shard, "split": "train", "sha256": written.sha256, "bytes": written.bytes}
+        packed.append(PackedShard(**record, inputs="", clips=clips))
+        rows += [ClipRow(c.key, "", "", "train", "", "", None, None, c.frames, shard, "packed") for c in clips]
+    common = {"schema_version": SCHEMA_VERSION, "profile": profile, "weights": {}, "config": CONFIG}
+    dataset.write(INDEX, Index(**common, fields=list(FIELDS), widths=WIDTHS, shards=packed))
+    dataset.write_rows(CLIPS, ClipRow, rows)
+    dataset.write_rows(QUARANTINE, QuarantineRow, [])
+    dataset.write(MANIFEST, Manifest(**common, splits=["train"], columns={}))
+    return dataset
