@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _UPPER, _LOWER = 4.3, 10.6  # lower edge of the upper lip, upper edge of the low
 _EYES = ((204.0, 102.0, 11.0), (247.0, 103.6, 11.0))  # x, y, half width
 _LID, _LID_TRAVEL = 3.8, 6.6
 
-_VIEW = 190.0  # portrait pixels that the picture spans
+_VIEW = 170.0  # portrait pixels that the picture spans
 _OVERSAMPLE = 2
 _LEFT, _TOP, _RIGHT, _BOTTOM = 90, 0, 360, 260  # the part of the portrait that can come into view
 _MAX_GAP = 14.0  # pixels between the lips at opening 1
@@ -54,7 +55,7 @@ class Look:
     stubble: float = 0.0
 
 
-def smoothstep(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
+def smoothstep(x: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """0 up to `low`, 1 from `high` on, a cubic between."""
     t = np.clip((x - low) / (high - low), 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
@@ -102,13 +103,14 @@ def _portrait(look: Look) -> np.ndarray:
     """The portrait's part in view, enlarged, in the speaker's colours; uint8 RGB."""
     import cv2
 
-    image = _load_portrait()[_TOP:_BOTTOM, _LEFT:_RIGHT].astype(np.float32)
+    image: Any = _load_portrait()[_TOP:_BOTTOM, _LEFT:_RIGHT].astype(np.float32)
     if look.stubble > 0:
         y, x = np.mgrid[_TOP:_BOTTOM, _LEFT:_RIGHT].astype(np.float32)
-        x, y = x - _MOUTH[0], y - _MOUTH[1]
-        jaw = smoothstep(-np.hypot(x / 40.0, (y + 6) / 44.0), -1.0, -0.8) * smoothstep(y, -8.0, 2.0 + 0 * y)
-        cheeks = smoothstep(np.hypot(x / 22.0, (y - 6) / 11.0), 0.85, 1.15)
-        grain = np.random.default_rng(0).normal(0, 0.35, x.shape).astype(np.float32)
+        x -= _MOUTH[0]
+        y -= _MOUTH[1]
+        jaw = smoothstep(-np.hypot(x / 40.0, (y + 6) / 44.0), -1.0, -0.6) * smoothstep(y, -8.0, 2.0 + 0 * y)
+        cheeks = smoothstep(np.hypot(x / 22.0, (y - 6) / 11.0), 0.7, 1.5)
+        grain = np.random.default_rng(0).normal(0, 0.12, x.shape).astype(np.float32)
         shade = look.stubble * jaw * np.where(y < 38, cheeks, 0) * (1 + cv2.GaussianBlur(grain, (0, 0), 0.7))
         image *= 1 - shade[..., None] * np.asarray([0.85, 0.95, 1.0], np.float32)
     image = 255 * (np.clip(image, 0, 255) / 255) ** look.gamma * np.asarray(look.gain, np.float32)
@@ -172,7 +174,7 @@ def _move_mouth(x: np.ndarray, y: np.ndarray, mouth: np.ndarray) -> tuple[np.nda
     source_x = x + np.sign(x) * (_HALF_WIDTH - half) * ramp * tall
 
     smile = np.maximum(0.0, 1 - (source_x / _HALF_WIDTH) ** 2)
-    fade = 1 - smoothstep(side, half, np.float32(_REACH + 4))
+    fade = 1 - smoothstep(side, half, _REACH + 4.0)
     above = (_UPPER * smile - upper) * fade * (1 - smoothstep(-y, -upper + 2.0, 11.0 + 0 * y))
     rise = upper - y
     above += 0.3 * pucker * rise * (1 - smoothstep(rise, 2.0, 9.0)) * fade
@@ -231,8 +233,8 @@ def _close_eyes(x: np.ndarray, y: np.ndarray, closed: float) -> None:
         edge = eye_y + 1.0 - (_LID + 1.0) * arc
         travel = closed * _LID_TRAVEL * arc
         lid = edge + travel
-        height = y[rows] - (eye_y - 16)
-        pull = np.clip(height / np.maximum(lid - (eye_y - 16), 1.0), 0, 1)
+        height = y[rows] - (eye_y - 10)
+        pull = np.clip(height / np.maximum(lid - (eye_y - 10), 1.0), 0, 1)
         y[rows] -= np.where(y[rows] < lid, travel * pull, 0)
 
 
