@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+APT := $(if $(filter 0,$(shell id -u)),,sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 
 .PHONY: demo test setup clean
 
@@ -23,13 +23,13 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "make: Python 3.11 to 3.13 is needed; name one with make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { $(APT) update -q && $(APT) install -qy python3-venv; }
+		|| { $(APT) update && $(APT) install -y python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade-strategy only-if-needed "$(TORCH)"
 	$(BIN)/pip install -q --no-deps -r requirements.lock
 	$(BIN)/pip install -q --no-deps -e .
 	@$(BIN)/python -c 'import cv2' 2>/dev/null \
-		|| { $(APT) update -q && $(APT) install -qy libgl1 libglib2.0-0; }
+		|| { $(APT) update && $(APT) install -y libgl1 libglib2.0-0; }
 	@$(BIN)/python -c 'import cv2, dlib, onnxruntime, ray, torch'
 	touch $@
 
