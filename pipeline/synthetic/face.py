@@ -44,7 +44,6 @@ class Look:
         jaw: widening of the lower face, -0.15 to 0.15.
         gain: factors for red, green and blue.
         gamma: below 1 brighter, above 1 darker.
-        stubble: darkness of the beard's shadow, 0 to 0.5.
     """
 
     mirror: bool = False
@@ -52,7 +51,6 @@ class Look:
     jaw: float = 0.0
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gamma: float = 1.0
-    stubble: float = 0.0
 
 
 def smoothstep(x: np.ndarray, low: Any, high: Any) -> np.ndarray:
@@ -104,15 +102,6 @@ def _portrait(look: Look) -> np.ndarray:
     import cv2
 
     image: Any = _load_portrait()[_TOP:_BOTTOM, _LEFT:_RIGHT].astype(np.float32)
-    if look.stubble > 0:
-        y, x = np.mgrid[_TOP:_BOTTOM, _LEFT:_RIGHT].astype(np.float32)
-        x -= _MOUTH[0]
-        y -= _MOUTH[1]
-        jaw = smoothstep(-np.hypot(x / 40.0, (y + 6) / 44.0), -1.0, -0.6) * smoothstep(y, -8.0, 2.0 + 0 * y)
-        cheeks = smoothstep(np.hypot(x / 22.0, (y - 6) / 11.0), 0.7, 1.5)
-        grain = np.random.default_rng(0).normal(0, 0.12, x.shape).astype(np.float32)
-        shade = look.stubble * jaw * np.where(y < 38, cheeks, 0) * (1 + cv2.GaussianBlur(grain, (0, 0), 0.7))
-        image *= 1 - shade[..., None] * np.asarray([0.85, 0.95, 1.0], np.float32)
     image = 255 * (np.clip(image, 0, 255) / 255) ** look.gamma * np.asarray(look.gain, np.float32)
     image = cv2.resize(image, None, fx=_OVERSAMPLE, fy=_OVERSAMPLE, interpolation=cv2.INTER_CUBIC)
     return np.clip(image, 0, 255).astype(np.uint8)
