@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.synthetic.corpus import write_corpus, write_faulty
-
 from model.synthesize import Speech, synthesize
 from model.train import Result, train
 from model.train_config import train_config
 from pipeline.build import Summary, build
 from pipeline.config import BuildConfig
 from pipeline.picture import draw_clip
+from pipeline.synthetic.corpus import write_corpus, write_faulty
 from shards.config import load_config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
+from shards.progress import Progress
 from shards.verify import verify
 
 SHARD_CLIPS = 16
@@ -55,7 +55,8 @@ def demo(
         source = folder / "corpus"
         if not (source / "train").is_dir():
             say(f"1/5 corpus: {clips} clips of synthetic talking faces and a few faulty ones -> {source}")
-            write_corpus(source, clips=clips, seed=seed)
+            with Progress("corpus", clips, "clips") as progress:
+                write_corpus(source, clips=clips, seed=seed, workers=2, progress=lambda done, total: progress.advance())
             write_faulty(source / "faulty")
     dataset = folder / "dataset"
     say(f"2/5 build: {source} -> {dataset}")

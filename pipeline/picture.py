@@ -34,10 +34,10 @@ def draw_clip(uri: str, key: str, path: Path) -> Path:
     mel, pitch, units = values["mel"], values["pitch"], values["units"]
     chosen = np.linspace(0, len(values["face"]) - 1, SHOWN).round().astype(int)
     seconds = len(mel) / MEL_RATE
-    figure, axes = pyplot.subplots(4, 1, figsize=(10, 7.6), height_ratios=[1.1, 1.1, 2.4, 0.5], layout="constrained")
+    figure, axes = pyplot.subplots(4, 1, figsize=(10, 6.6), height_ratios=[1, 1, 2.4, 0.4], layout="constrained")
     title = f"{key}  \u201c{values['meta']['text']}\u201d  {len(values['face'])} frames, {seconds:.2f} s"
     for axis, name in zip(axes, ("face", "lips"), strict=False):
-        axis.imshow(np.concatenate(list(values[name][chosen]), axis=1), cmap="gray", aspect="auto")
+        axis.imshow(np.concatenate(list(values[name][chosen]), axis=1), cmap="gray")
         axis.set_ylabel(name)
         axis.set_yticks([])
         width = values[name].shape[2]

@@ -6,17 +6,16 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pipeline.mux import write_video
 from pipeline.synthetic.face import Look, render
 from pipeline.synthetic.visemes import mouth_track
 from shards.errors import UserError
+from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
-FPS, SAMPLE_RATE = 25, 16_000
 REST = 0.25
 """Seconds of silence and rest before and after the sentence."""
 
@@ -119,8 +118,8 @@ def make_take(take: Take, size: int = 192) -> tuple[np.ndarray, np.ndarray, np.n
         seed=int(rng.integers(1, 2**31)),
     )
     seconds = REST + len(speech.samples) / SAMPLE_RATE + REST
-    count = int(np.ceil(seconds * FPS))
-    samples = np.zeros(count * SAMPLE_RATE // FPS, np.float32)
+    count = int(np.ceil(seconds * VIDEO_RATE))
+    samples = np.zeros(count * SAMPLE_RATE // VIDEO_RATE, np.float32)
     start = int(REST * SAMPLE_RATE)
     samples[start : start + len(speech.samples)] = speech.samples * (0.5 / max(1e-3, np.abs(speech.samples).max()))
     mouths = mouth_track(speech.phonemes, count, REST)
@@ -181,41 +180,6 @@ def _write_take(job: tuple[Path, Take, int]) -> Path:
     write_video(path, frames, samples)
     path.with_suffix(".txt").write_text(take.text + "\n", encoding="utf-8")
     return path
-
-
-# With its macroblock tree and B frames x264 gave different bytes for the same frames, now and then; so both are off.
-_X264 = {"preset": "veryfast", "crf": "18", "bf": "0", "x264-params": "mbtree=0"}
-
-
-def write_video(path: Path, frames: np.ndarray, samples: np.ndarray | None) -> None:
-    """Write 25 fps H.264 and, if there are samples, 16 kHz mono AAC.
-
-    Args:
-        path: ends in `.mp4`; replaced if it exists.
-        frames: uint8 (F, H, W, 3), RGB, H and W even.
-        samples: float32 (n,) within [-1, 1], or None for a file without an audio stream.
-    """
-    import av
-
-    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        video: Any = container.add_stream("libx264", rate=FPS, options=_X264)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        video.codec_context.thread_count = 1  # the number of threads changes the bytes
-        audio: Any = None
-        if samples is not None:
-            audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            audio.bit_rate = 64_000
-        for i, image in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-            picture.pts, picture.time_base = i, Fraction(1, FPS)
-            container.mux(video.encode(picture))
-        container.mux(video.encode())
-        if samples is not None:
-            sound = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
-            sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
-            container.mux(audio.encode(sound))
-            container.mux(audio.encode())
 
 
 def write_faulty(folder: Path, size: int = 192) -> list[Path]:
