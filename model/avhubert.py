@@ -175,9 +175,8 @@ class ResNet(nn.Module):
 
     def _frames(self, windows: Tensor) -> Tensor:
         """[n, 5, H, W] -> [n, channels]."""
-        conv, norm, activation, pool = self.frontend3D
-        weight = conv.weight.squeeze(1)
-        x = pool(activation(norm(F.conv2d(windows, weight, stride=self.stride, padding=3))))
+        x = F.conv2d(windows, self.frontend3D.get_parameter("0.weight").squeeze(1), stride=self.stride, padding=3)
+        x = self.frontend3D[1:](x)
         return self.trunk(x).mean(dim=(-2, -1))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def sample(
     noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
     x = noise * temperature * valid
     times = euler_times(steps).tolist()
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         t = torch.full((len(x),), now, device=x.device)
         if guidance == 0:
             v = velocity(x, t, mu, mask).float()
