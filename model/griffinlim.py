@@ -15,7 +15,7 @@ from shards.mel import N_FFT, PAD, Filterbank, mel_filters, stft, window
 from shards.schema import HOP, MEL_BINS
 
 MOMENTUM = 0.99
-INVERSION_STEPS = 200
+INVERSION_STEPS = 100
 
 Floats = NDArray[np.float64]
 
