@@ -131,5 +131,5 @@ def test_files_that_are_no_npy_are_refused(tmp_path: Path, content: bytes) -> No
 
 
 def test_missing_codebook_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gone.npy"):
+    with pytest.raises(UserError, match=r"gone\.npy"):
         load_codebook(tmp_path / "gone.npy")
