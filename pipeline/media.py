@@ -1,44 +1,44 @@
 """Decode local media: video as upright RGB frames at exactly 25 Hz, sound as mono 16 kHz on the video's clock.
 
-One clock serves both: zero is the first video frame (or `start` seconds after it). Every public function opens the
-file anew, decodes on one thread and raises `Reject` for media that cannot be used. Nothing but the named file is ever
-opened: formats that point to other files (playlists, image sequences, session descriptions) are refused.
+One clock serves both: zero is the first video frame (or `start` seconds after it). Every function opens the file anew,
+decodes on one thread and raises `Reject` for media that cannot be used.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-import stat
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import TypeVar
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from pipeline.container import (
+    INDEXED,
+    check_length,
+    damaged,
+    decode_stream,
+    detail,
+    header_length,
+    open_container,
+    video_stream,
+)
 from pipeline.stage import Reason, Reject
 from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
-FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wav"
-"""Demuxers that may run: containers that hold their streams in themselves."""
-_INDEXED = ("mov", "matroska")
-"""Demuxers whose seek lands on a key frame by an index, so that a seek never changes what is decoded."""
-MAX_PIXELS = 7680 * 4320
 MAX_JUMP = 10
 """Seconds between timestamps of neighbours beyond which the clock of a file is taken as broken."""
 _TOLERANCE = Fraction(1, 1000)
 """Containers such as Matroska round timestamps to a millisecond; a frame this late still counts as on time."""
 _PREROLL = 1
 """Seconds decoded before `start` after a seek, to let codecs with memory (MP3, AAC, open GOPs) settle."""
-_MAX_MISSING = Fraction(1, 4)
-"""Seconds, plus 2 % of the length, that a stream may end before its header says."""
-
+_STEP = Fraction(1, VIDEO_RATE)
 X = TypeVar("X")
+Timed = tuple[Fraction | None, Fraction, Fraction, X]
+"""Header length in seconds (None where unknown), time of a frame, its duration, the frame."""
 
 
 def decode_video(uri: str, start: float | None = None, end: float | None = None) -> Iterator[np.ndarray]:
@@ -103,108 +103,23 @@ def decode_audio(uri: str, start: float | None = None, end: float | None = None)
     return sound
 
 
-# ------------------------------------------------------------------------------------------------- opening
-
-
-def _refuse(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
-    raise PermissionError(errno.EACCES, "media must not open other files", url)
-
-
-def _open_file(uri: str) -> BinaryIO:
-    """Byte stream of a local file: the one place that another storage would be added to."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
-        raise Reject(Reason.UNREADABLE, f"{uri}: only local paths can be decoded; copy the file to a disk")
-    try:
-        if not stat.S_ISREG(os.stat(uri).st_mode):
-            raise Reject(Reason.UNREADABLE, f"{uri}: not a regular file")
-        return open(uri, "rb")
-    except (OSError, ValueError) as error:
-        detail = getattr(error, "strerror", None) or str(error)
-        raise Reject(Reason.UNREADABLE, f"{uri}: cannot be read ({detail}); check the path") from None
-
-
-@contextmanager
-def _open(uri: str) -> Iterator[av.container.InputContainer]:
-    """Open a container through a byte stream of ours, so that the decoder has no path to start from."""
-    with _open_file(uri) as stream:
-        try:
-            container = av.open(
-                stream,
-                mode="r",
-                container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-                options={"max_pixels": str(MAX_PIXELS)},
-                io_open=_refuse,
-                metadata_errors="replace",
-            )
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise Reject(
-                Reason.UNREADABLE,
-                f"{uri}: no readable media file ({_detail(error)}); expected mp4, mov, mkv, webm, avi, mpeg, ts, flv or "
-                "ogg, complete with its index",
-            ) from None
-        with container:
-            yield container
-
-
-def _detail(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip()
-
-
-def _video_stream(container: av.container.InputContainer, uri: str) -> av.VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic and stream.codec_context is not None:
-            stream.codec_context.thread_count = 1
-            return stream
-    raise Reject(Reason.NO_VIDEO, f"{uri}: has no video stream that can be decoded")
-
-
-def _header_length(container: av.container.InputContainer, stream: Any) -> Fraction | None:
-    """Seconds that the header promises; the shorter one where stream and container disagree."""
-    told = []
-    if stream.duration and stream.duration > 0:
-        told.append(stream.duration * stream.time_base)
-    if container.duration and container.duration > 0:
-        told.append(Fraction(container.duration, av.time_base))
-    return min(told, default=None)
-
-
-def _check_length(uri: str, what: str, have: Fraction, promised: Fraction | None, source: str) -> None:
-    if promised is not None and promised - have > _MAX_MISSING + promised / 50:
-        raise Reject(
-            Reason.TRUNCATED,
-            f"{uri}: {what} ends at {float(have):.2f} s, {source} {float(promised):.2f} s; fetch the file again",
-        )
-
-
-def _damaged(uri: str, what: str, at: Fraction | None, error: Exception | None) -> Reject:
-    where = "at its beginning" if at is None else f"near {float(at):.2f} s"
-    detail = f" ({_detail(error)})" if error is not None else ""
-    return Reject(Reason.TRUNCATED, f"{uri}: {what} is cut or damaged {where}{detail}; fetch the file again")
-
-
-# --------------------------------------------------------------------------------------------------- video
-
-Timed = tuple[Fraction | None, Fraction, Fraction, X]
-"""Header length in seconds (None where unknown), time of a frame, its duration, the frame."""
-
-
 def _decoded_frames(uri: str, start: float | None) -> Iterator[Timed[av.VideoFrame]]:
     """Frames in order of display from the file's beginning, or from a little before `start`."""
-    with _open(uri) as container:
-        stream = _video_stream(container, uri)
-        header = _header_length(container, stream)
-        indexed = container.format.name.split(",")[0] in _INDEXED
+    with open_container(uri) as container:
+        stream = video_stream(container, uri)
+        header = header_length(container, stream)
+        indexed = container.format.name.split(",")[0] in INDEXED
         frames = _frames(container, stream, uri)
         try:
             first = next(frames)
         except StopIteration:
             if header is None:
                 raise Reject(Reason.NO_VIDEO, f"{uri}: its video stream holds no frame") from None
-            raise _damaged(uri, "the picture", None, None) from None
+            raise damaged(uri, "the picture", None, None) from None
         yield (header, *first)
         if start and indexed and start > 2 * _PREROLL:
             target = first[0] + Fraction(start) - _PREROLL
-            container.seek(int(target / stream.time_base), stream=stream, backward=True)
+            container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
             landed = _frames(container, stream, uri)
             frame = next(landed, None)
             if frame is not None and first[0] < frame[0] <= target + _TOLERANCE:
@@ -217,12 +132,14 @@ def _decoded_frames(uri: str, start: float | None) -> Iterator[Timed[av.VideoFra
             yield (header, *frame)
 
 
-def _frames(container: Any, stream: av.VideoStream, uri: str) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+def _frames(
+    container: InputContainer, stream: av.VideoStream, uri: str
+) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """Time, duration and frame, times rising. Damage before the first frame (a cut GOP) is passed over."""
     usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or VIDEO_RATE)
     at: Fraction | None = None
     step = usual
-    for frame in _decode(container, stream, uri, "the picture"):
+    for frame in decode_stream(container, stream, uri, "the picture"):
         step = frame.duration * frame.time_base if frame.duration and frame.duration > 0 else usual
         now = frame.pts * frame.time_base if frame.pts is not None else Fraction(0) if at is None else at + step
         if at is not None and now <= at:
@@ -231,42 +148,15 @@ def _frames(container: Any, stream: av.VideoStream, uri: str) -> Iterator[tuple[
         yield now, step, frame
 
 
-def _decode(container: Any, stream: Any, uri: str, what: str) -> Iterator[Any]:
-    """Frames of one stream.
-
-    Raises:
-        Reject: TRUNCATED at the first error after a good frame.
-    """
-    at: Fraction | None = None
-    packets = container.demux(stream)
-    while True:
-        try:
-            frames = next(packets).decode()
-        except StopIteration:
-            return
-        except (av.FFmpegError, ValueError) as error:
-            if at is not None:
-                raise _damaged(uri, what, at, error) from None
-            continue
-        for frame in frames:
-            if frame.is_corrupt:
-                if at is not None:
-                    raise _damaged(uri, what, at, None)
-                continue
-            if frame.pts is not None:
-                at = frame.pts * frame.time_base
-            yield frame
-
-
 def _packet_times(uri: str) -> tuple[Fraction | None, list[tuple[Fraction, Fraction]]] | None:
     """Header length and sorted (time, duration) of the frames from packets, or None where only decoding can tell."""
-    with _open(uri) as container:
-        stream = _video_stream(container, uri)
-        if container.format.name.split(",")[0] not in _INDEXED:
+    with open_container(uri) as container:
+        stream = video_stream(container, uri)
+        if container.format.name.split(",")[0] not in INDEXED:
             return None
-        header = _header_length(container, stream)
+        header = header_length(container, stream)
         usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or VIDEO_RATE)
-        pairs = []
+        pairs: list[tuple[Fraction, Fraction]] = []
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -290,45 +180,47 @@ def _on_grid(frames: Iterator[Timed[X]], uri: str, start: float | None, end: flo
     if begin < 0 or (end is not None and end <= begin):
         raise Reject(Reason.TOO_SHORT, f"{uri}: asks for {start} s to {end} s; start must be >= 0 and before end")
     limit = None if end is None else _round_half_up((Fraction(end) - begin) * VIDEO_RATE)
-    half = Fraction(1, 2 * VIDEO_RATE)
+    half = _STEP / 2
     origin: Fraction | None = None
     shown: X | None = None
     waiting: deque[X] = deque()
     given = settled = 0
-    last = until = -begin
-    header: Fraction | None = None
-    for header, at, step, frame in frames:
+    before = Fraction(0)
+    until = -begin
+    promised: Fraction | None = None
+    for promised, at, step, frame in frames:  # noqa: B007
         if origin is None:
             origin = at + begin
-            before = at
         elif at - before > MAX_JUMP and at > origin:
             raise Reject(Reason.UNREADABLE, f"{uri}: timestamps jump by {float(at - before):.1f} s; re-encode the file")
         before = at
         last, until = at - origin, at - origin + step
-        while settled * 2 * half + _TOLERANCE < last:
+        while settled * _STEP + _TOLERANCE < last:
             assert shown is not None
             waiting.append(shown)
             settled += 1
         shown = frame
-        while waiting and given * 2 * half + half <= last:
+        while waiting and given * _STEP + half <= last:
             yield waiting.popleft()
             given += 1
             if given == limit:
                 return
-    while settled * 2 * half + half <= until and shown is not None:
+    while settled * _STEP + half <= until and shown is not None:
         waiting.append(shown)
         settled += 1
-    while waiting and given * 2 * half + half <= until and given != limit:
+    while waiting and given * _STEP + half <= until and given != limit:
         yield waiting.popleft()
         given += 1
-    if given == limit and limit > 0:
+    if given == limit:
         return
     if limit is not None:
-        _check_length(uri, "the picture", until + begin, Fraction(end or 0), "the clip asks for")
+        check_length(uri, "the picture", until + begin, Fraction(end or 0), "the clip asks for")
     else:
-        _check_length(uri, "the picture", until + begin, header, "its header says")
+        check_length(uri, "the picture", until + begin, promised, "its header says")
     if given == 0:
-        raise Reject(Reason.TOO_SHORT, f"{uri}: less than half a frame at {VIDEO_RATE} Hz of picture after {begin} s")
+        raise Reject(
+            Reason.TOO_SHORT, f"{uri}: less than half a frame at {VIDEO_RATE} Hz of picture after {float(begin):.2f} s"
+        )
 
 
 def _round_half_up(value: Fraction) -> int:
@@ -341,11 +233,9 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, uri: str) -> np
     try:
         picture = reformatter.reformat(frame, format="rgb24", interpolation=exact, threads=1).to_ndarray()
     except (av.FFmpegError, ValueError) as error:
-        raise Reject(Reason.UNREADABLE, f"{uri}: pixel format {frame.format.name} ({_detail(error)})") from None
+        raise Reject(Reason.UNREADABLE, f"{uri}: pixel format {frame.format.name} ({detail(error)})") from None
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    return _upright(picture, np.frombuffer(bytes(matrix), np.int32), uri)
+    return picture if matrix is None else _upright(picture, np.frombuffer(matrix, np.int32), uri)
 
 
 def _upright(picture: np.ndarray, matrix: np.ndarray, uri: str) -> np.ndarray:
@@ -364,22 +254,19 @@ def _upright(picture: np.ndarray, matrix: np.ndarray, uri: str) -> np.ndarray:
     return np.ascontiguousarray(picture[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1])
 
 
-# --------------------------------------------------------------------------------------------------- sound
-
-
 def _audio_runs(uri: str, seek: Fraction | None, stop: Fraction | None) -> Iterator[tuple[Fraction, np.ndarray]]:
     """Stretches of sound without a gap: time of the first sample, mono samples at 16 kHz."""
-    with _open(uri) as container:
+    with open_container(uri) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None or stream.codec_context is None:
             raise Reject(Reason.NO_AUDIO, f"{uri}: has no sound stream that can be decoded")
         stream.codec_context.thread_count = 1
-        header = _header_length(container, stream)
-        if seek is not None and container.format.name.split(",")[0] in _INDEXED:
-            container.seek(max(int((seek - _PREROLL) / stream.time_base), 0), stream=stream, backward=True)
+        header = header_length(container, stream)
+        if seek is not None and container.format.name.split(",")[0] in INDEXED:
+            container.seek(max(int((seek - _PREROLL) / (stream.time_base or 1)), 0), stream=stream, backward=True)
         run: _Run | None = None
         first: Fraction | None = None
-        for frame in _decode(container, stream, uri, "the sound"):
+        for frame in decode_stream(container, stream, uri, "the sound"):
             expected = run.until if run else Fraction(0)
             at = frame.pts * frame.time_base if frame.pts is not None else expected
             if stop is not None and at >= stop:
@@ -396,8 +283,8 @@ def _audio_runs(uri: str, seek: Fraction | None, stop: Fraction | None) -> Itera
             run.add(frame)
         if run is None or first is None:
             raise Reject(Reason.NO_AUDIO, f"{uri}: its sound stream holds no sample in the clip")
-        if stop is None and seek is None:
-            _check_length(uri, "the sound", run.until - first, header and header - max(first, 0), "its header says")
+        if stop is None and seek is None and header is not None:
+            check_length(uri, "the sound", run.until - first, header - max(first, Fraction(0)), "its header says")
         yield run.begin, run.samples()
 
 

@@ -1,0 +1,154 @@
+"""Open media containers and decode one stream of them, safely and on one thread.
+
+Nothing but the named file is ever opened: formats that point to other files (playlists, image sequences, session
+descriptions) are refused, and the decoder is given bytes, not a path. Unusable media raise `Reject`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any, BinaryIO, NoReturn
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+
+from pipeline.stage import Reason, Reject
+
+FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wav"
+"""Demuxers that may run: containers that hold their streams in themselves."""
+INDEXED = ("mov", "matroska")
+"""Demuxers whose seek lands on a key frame by an index, so that a seek never changes what is decoded."""
+MAX_PIXELS = 7680 * 4320
+"""Largest picture decoded: 100 MB as RGB. A header may claim more than any memory holds."""
+_MAX_MISSING = Fraction(1, 4)
+"""Seconds, plus 2 % of the length, that a stream may end before its header says."""
+
+
+def _refuse(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
+    raise PermissionError(errno.EACCES, "media must not open other files", url)
+
+
+def _open_file(uri: str) -> BinaryIO:
+    """Byte stream of a local file: the one place that another storage would be added to."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+        raise Reject(Reason.UNREADABLE, f"{uri}: only local paths can be decoded; copy the file to a disk")
+    try:
+        if not stat.S_ISREG(os.stat(uri).st_mode):
+            raise Reject(Reason.UNREADABLE, f"{uri}: not a regular file")
+        return open(uri, "rb")
+    except (OSError, ValueError) as error:
+        raise Reject(Reason.UNREADABLE, f"{uri}: cannot be read ({detail(error)}); check the path") from None
+
+
+@contextmanager
+def open_container(uri: str) -> Iterator[InputContainer]:
+    """Open a container through a byte stream of ours, so that the decoder has no path to start from.
+
+    Raises:
+        Reject: UNREADABLE.
+    """
+    with _open_file(uri) as stream:
+        try:
+            container = av.open(
+                stream,
+                mode="r",
+                container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+                io_open=_refuse,
+                metadata_errors="replace",
+            )
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise Reject(
+                Reason.UNREADABLE,
+                f"{uri}: no readable media file ({detail(error)}); expected mp4, mov, mkv, webm, avi, mpeg, ts, "
+                "flv or ogg, complete with its index",
+            ) from None
+        with container:
+            yield container
+
+
+def detail(error: Exception) -> str:
+    """The library's own words for an error, without the file name."""
+    return (getattr(error, "strerror", None) or str(error)).strip()
+
+
+def video_stream(container: InputContainer, uri: str) -> av.VideoStream:
+    """The first video stream that is no cover picture, set to decode on one thread.
+
+    Raises:
+        Reject: NO_VIDEO, or UNREADABLE for a picture size beyond `MAX_PIXELS`.
+    """
+    for stream in container.streams.video:
+        if stream.codec_context is None or stream.disposition & Disposition.attached_pic:
+            continue
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+            raise Reject(Reason.UNREADABLE, f"{uri}: picture of {size} pixels; scale it to at most 7680x4320")
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.thread_count = 1
+        return stream
+    raise Reject(Reason.NO_VIDEO, f"{uri}: has no video stream that can be decoded")
+
+
+def header_length(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction | None:
+    """Seconds that the header promises; the shorter one where stream and container disagree, None where silent."""
+    told = []
+    if stream.duration and stream.duration > 0 and stream.time_base:
+        told.append(stream.duration * stream.time_base)
+    if container.duration and container.duration > 0:
+        told.append(Fraction(container.duration, av.time_base))
+    return min(told) if told else None
+
+
+def check_length(uri: str, what: str, have: Fraction, promised: Fraction | None, source: str) -> None:
+    """Compare the seconds decoded with those promised by `source`.
+
+    Raises:
+        Reject: TRUNCATED.
+    """
+    if promised is not None and promised - have > _MAX_MISSING + promised / 50:
+        raise Reject(
+            Reason.TRUNCATED,
+            f"{uri}: {what} ends at {float(have):.2f} s, {source} {float(promised):.2f} s; fetch the file again",
+        )
+
+
+def damaged(uri: str, what: str, at: Fraction | None, error: Exception | None) -> Reject:
+    """The rejection for a stream that breaks off `at` seconds."""
+    where = "at its beginning" if at is None else f"near {float(at):.2f} s"
+    words = f" ({detail(error)})" if error is not None else ""
+    return Reject(Reason.TRUNCATED, f"{uri}: {what} is cut or damaged {where}{words}; fetch the file again")
+
+
+def decode_stream(container: Any, stream: Any, uri: str, what: str) -> Iterator[Any]:
+    """Frames of one stream in the decoder's order of output. Errors before the first good frame (a cut group of
+    pictures, a tag in front of the sound) are passed over.
+
+    Raises:
+        Reject: TRUNCATED at the first error after a good frame.
+    """
+    at: Fraction | None = None
+    packets = container.demux(stream)
+    while True:
+        try:
+            frames = next(packets).decode()
+        except StopIteration:
+            return
+        except (av.FFmpegError, ValueError) as error:
+            if at is not None:
+                raise damaged(uri, what, at, error) from None
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                if at is not None:
+                    raise damaged(uri, what, at, None)
+                continue
+            if frame.pts is not None:
+                at = frame.pts * frame.time_base
+            yield frame
