@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def load(path: Path) -> Checkpoint:
         if not files:
             raise UserError(f"{path}: no checkpoint ({PREFIX}*{SUFFIX}) in this folder; train first")
         path = files[-1]
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a checkpoint of this program (or cut short)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         config, dataset = json.loads(state["config"]), json.loads(state["dataset"])

@@ -77,7 +77,6 @@ def synthesize(
     write_wav(sound, samples)
     if output.suffix.lower() == ".mp4":
         from pipeline.media import decode_video
-
         from pipeline.mux import write_video
 
         write_video(output, decode_video(str(video)), samples)
@@ -100,8 +99,8 @@ def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Mono 16-bit PCM at 16 kHz; samples beyond -1..1 are clipped."""
-    data = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    """Mono 16-bit PCM at 16 kHz; sound that exceeds -1..1 is scaled down to it."""
+    data = np.round(samples / max(1.0, float(np.abs(samples).max(initial=0))) * 32767).astype("<i2").tobytes()
     with Store(str(path.parent)).writer(path.name) as stream, wave.open(stream, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(2)

@@ -208,12 +208,12 @@ def _plain(config: Config) -> dict[str, Any]:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
 
 
 def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
-    terms = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+    terms = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
     return f"step {step}: the loss is not finite ({terms}); clips of the batch: {', '.join(keys)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.stages.speech import SpeechConfig
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.progress import Progress
-from shards.schema import FIELDS
+from shards.schema import FIELDS, MEL_PER_FRAME
 
 
 def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig, name: str) -> None:
@@ -29,14 +30,14 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
     threads = torch.get_num_threads()
     # One thread, as in the workers: sums split over threads differ in the last bits from machine to machine.
     torch.set_num_threads(1)
-    with Progress("fit units", sum(len(column.clips) for column in columns), "clips") as progress:
+    clips = _sample([(column, key) for column in columns for key in column.clips], 4 * config.fit_frames)
+    with Progress("fit units", len(clips), "clips") as progress:
 
         def sounds() -> Iterator[np.ndarray]:
-            for column in columns:
-                keys = sorted(column.clips)
-                for key, members in zip(keys, read_members(dataset, column, keys, ("wav",)), strict=True):
-                    yield decode(FIELDS["wav"], members["wav"], column.clips[key].frames)
-                    progress.advance()
+            for column, key in clips:
+                members = next(read_members(dataset, column, [key], ("wav",)))
+                yield decode(FIELDS["wav"], members["wav"], column.clips[key].frames)
+                progress.advance()
 
         features = sample_features(sounds(), encoder, config.layer, config.fit_frames, config.seed)
         centroids = fit_codebook(features, config.clusters, config.seed)
@@ -48,3 +49,11 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
     torch.set_num_threads(threads)
     with dataset.store.writer(name) as stream:
         np.lib.format.write_array(stream, centroids, version=(1, 0), allow_pickle=False)
+
+
+def _sample(clips: list[tuple[Column, str]], frames: int) -> list[tuple[Column, str]]:
+    """As many clips, in the order of a hash of their keys, as hold `frames` acoustic frames; a large corpus is not
+    encoded whole for the sake of a small sample."""
+    clips = sorted(clips, key=lambda clip: hashlib.sha256(clip[1].encode()).digest())
+    total = np.cumsum([MEL_PER_FRAME * column.clips[key].frames for column, key in clips])
+    return clips[: int(np.searchsorted(total, frames)) + 1]

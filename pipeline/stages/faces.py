@@ -140,10 +140,11 @@ class Faces(Stage[FacesConfig]):
         best = max(lasting, key=lambda track: track.size)
         for track in lasting:
             share = len(set(track.boxes) & set(best.boxes)) / total
-            if track is not best and track.size >= self.config.rival * best.size and share >= self.config.rival_share:
+            rival = track is not best and track.size >= self.config.rival * best.size
+            if rival and share >= self.config.rival_share:
                 raise Reject(
                     Reason.SEVERAL_FACES,
-                    f"{clip.uri}: two faces of like size ({best.size:.0f} and {track.size:.0f} px); which one speaks is "
+                    f"{clip.uri}: two faces of like size ({best.size:.0f} and {track.size:.0f} px); which speaks is "
                     "not decided: crop the video to one",
                 )
         there = np.array(sorted(best.boxes))

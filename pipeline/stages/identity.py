@@ -14,8 +14,7 @@ from shards.config import Config
 
 
 class IdentityConfig(Config):
-    """`every`: frames from one embedding to the next; identity is static, and a network call costs more than the rest of
-    the face stages together."""
+    """`every`: frames from one embedding to the next; identity is static, and the network is slow."""
 
     every: int = Field(25, ge=1)
 
