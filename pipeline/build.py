@@ -14,10 +14,11 @@ from typing import Any
 from pipeline.columns import Column
 from pipeline.config import BuildConfig
 from pipeline.pack import common_widths, disagreeing, pack_inputs, pack_shard, surviving
-from pipeline.plan import Plan, Task, assign_shards, columns_of, make_plan
+from pipeline.plan import Plan, Task, assign_shards, columns_of, make_plan, weights_digest
 from pipeline.registry import STAGES, writers
 from pipeline.sources import list_clips
 from pipeline.stage import Clip, Reason
+from pipeline.stages.speech import Speech
 from shards.dataset import (
     CLIPS,
     INDEX,
@@ -74,12 +75,12 @@ def build(source: str, uri: str, config: BuildConfig) -> Summary:
     index, written = _pack(dataset, config, shards, plan)
     rows, refused = _tables(dataset, shards, plan)
     _conserve(shards, index, refused)
-    unchanged = previous is not None and not plan.tasks and not written and dataset.index() == index
-    if not unchanged or len(dataset.clips()) != len(rows):
+    manifest = _manifest(config, plan, codebook, shards)
+    if not _is_current(dataset, previous, manifest, index, rows, refused):
         dataset.write_rows(CLIPS, ClipRow, rows)
         dataset.write_rows(QUARANTINE, QuarantineRow, refused)
         dataset.write(INDEX, index)
-        dataset.write(MANIFEST, _manifest(config, plan, codebook, shards))
+        dataset.write(MANIFEST, manifest)
     frames = sum(clip.frames for shard in index.shards for clip in shard.clips)
     return Summary(
         dataset=uri,
@@ -110,7 +111,8 @@ class _Work:
         if speech.centroids is not None:
             return None
         # A codebook stays while its settings stay, so that adding clips does not change the units of the others.
-        settings = speech.model_dump(exclude={"centroids"})
+        weights = weights_digest(Speech(speech).weights())
+        settings = {**speech.model_dump(exclude={"centroids"}), "weights": weights}
         fit = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         known = previous.codebook if previous else None
         if known and known["fit"] == fit and self.dataset.store.exists(known["name"]):
@@ -247,6 +249,20 @@ def _conserve(shards: dict[str, list[Clip]], index: Index, refused: Sequence[Qua
             raise RuntimeError(
                 f"{shard}: {len(clips)} clips in, {packed.get(shard, 0)} packed, {lost[shard]} quarantined"
             )
+
+
+def _is_current(
+    dataset: Dataset,
+    previous: Manifest | None,
+    manifest: Manifest,
+    index: Index,
+    rows: list[ClipRow],
+    refused: list[QuarantineRow],
+) -> bool:
+    """Whether the dataset says all this already; a build that died between its last writes leaves them unequal."""
+    if previous != manifest or not all(map(dataset.store.exists, (CLIPS, QUARANTINE, INDEX))):
+        return False
+    return dataset.index() == index and dataset.clips() == rows and dataset.quarantine() == refused
 
 
 def _manifest(

@@ -76,12 +76,6 @@ class Store:
                 os.unlink(temporary)
             raise
 
-    def names(self, prefix: str) -> list[str]:
-        """Names of all finished objects under a folder, sorted."""
-        folder = self.path(prefix)
-        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".writing-"))
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
-
     def sha256(self, name: str) -> str:
         """Digest of an object's bytes, hex."""
         return file_sha256(self.path(name))
