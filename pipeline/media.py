@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -93,13 +93,13 @@ def decode_audio(uri: str, start: float | None = None, end: float | None = None)
     chunks: list[tuple[int, np.ndarray]] = []
     for at, samples in _audio_runs(uri, origin if start else None, stop):
         chunks.append((round((at - origin) * SAMPLE_RATE), samples))
-    length = max((at + len(samples) for at, samples in chunks), default=0)
+    length = max((place + len(samples) for place, samples in chunks), default=0)
     if stop is not None:
         length = min(length, round((stop - origin) * SAMPLE_RATE))
     sound = np.zeros(max(length, 0), np.float32)
-    for at, samples in chunks:
-        into = sound[max(at, 0) : max(at + len(samples), 0)]
-        into[:] = samples[max(-at, 0) :][: len(into)]
+    for place, samples in chunks:
+        into = sound[max(place, 0) : max(place + len(samples), 0)]
+        into[:] = samples[max(-place, 0) :][: len(into)]
     return sound
 
 
@@ -234,7 +234,7 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, uri: str) -> np
         picture = reformatter.reformat(frame, format="rgb24", interpolation=exact, threads=1).to_ndarray()
     except (av.FFmpegError, ValueError) as error:
         raise Reject(Reason.UNREADABLE, f"{uri}: pixel format {frame.format.name} ({detail(error)})") from None
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return picture if matrix is None else _upright(picture, np.frombuffer(matrix, np.int32), uri)
 
 
