@@ -97,11 +97,17 @@ def video_stream(container: InputContainer, uri: str) -> av.VideoStream:
 
 
 def header_length(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction | None:
-    """Seconds that the header promises; the shorter one where stream and container disagree, None where silent."""
+    """Seconds that the header promises for the stream, None where it does not say.
+
+    A container's own length counts for the picture (the shorter one where both are told), not for the sound, which
+    may well end before it.
+    """
+    if isinstance(stream, av.VideoStream) and container.format.name == "avi" and stream.frames and stream.average_rate:
+        return stream.frames / stream.average_rate  # the demuxer shortens its durations to what a cut file holds
     told = []
     if stream.duration and stream.duration > 0 and stream.time_base:
         told.append(stream.duration * stream.time_base)
-    if container.duration and container.duration > 0:
+    if stream.type == "video" and container.duration and container.duration > 0:
         told.append(Fraction(container.duration, av.time_base))
     return min(told) if told else None
 

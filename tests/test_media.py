@@ -32,12 +32,14 @@ def write(
     rate: int = 16_000,
     codec: str = "mpeg4",
 ) -> Path:
-    """A film whose frame k has brightness 20 + 4 (k mod 50), frames at the given milliseconds, PCM or AAC sound."""
+    """A film whose frame k shows k in binary below a bright bar, frames at the given milliseconds, PCM sound."""
     with av.open(str(path), "w") as container:
         if times_ms:
             video = container.add_stream(codec, rate=25)
             video.width, video.height, video.pix_fmt = *size, "yuv420p"
-            video.codec_context.time_base = MILLISECOND
+            video.codec_context.time_base = (
+                Fraction(1, 25) if codec == "mpeg2video" or path.suffix == ".avi" else MILLISECOND
+            )
             video.codec_context.qmin = video.codec_context.qmax = 2
             video.codec_context.gop_size = 5
             if rotate:
@@ -46,25 +48,30 @@ def write(
             layout = "stereo" if sound.ndim == 2 else "mono"
             audio = container.add_stream("pcm_s16le", rate=rate, layout=layout)
         for k, time in enumerate(times_ms):
-            picture = np.full((size[1], size[0], 3), 20 + 4 * (k % 50), np.uint8)
-            picture[: size[1] // 4] = 255  # a bright bar on top of the coded picture
+            bits = np.repeat([50 + 150 * (k >> bit & 1) for bit in range(8)], size[0] // 8)
+            picture = np.empty((size[1], size[0], 3), np.uint8)
+            picture[:] = bits[None, :, None]
+            picture[: size[1] // 3] = 255
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = time, MILLISECOND
             container.mux(video.encode(frame))
         if times_ms:
             container.mux(video.encode(None))
         if sound is not None:
-            samples = (sound * 32767).astype(np.int16).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, round(sound_at * rate), Fraction(1, rate)
-            container.mux(audio.encode(frame))
+            for at in range(0, len(sound), 1600):
+                samples = (sound[at : at + 1600] * 32767).astype(np.int16).reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = round(sound_at * rate) + at
+                container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
     return path
 
 
 def indices(frames: Sequence[np.ndarray]) -> list[int]:
-    """The number of each frame as its brightness tells it."""
-    return [round((float(frame[-8:].mean()) - 20) / 4) for frame in frames]
+    """The number that each frame shows."""
+    bits = [frame[-16:].mean((0, 2)).reshape(8, -1).mean(1) > 125 for frame in frames]
+    return [int(np.packbits(bit, bitorder="little")[0]) for bit in bits]
 
 
 def tone(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -236,20 +243,21 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     rejected(Reason.UNREADABLE, tmp_path / "fifo.mp4")
 
 
-@pytest.mark.parametrize("keep", [0.4, 0.7, 0.9])
+@pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
 @pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.mp4"])
 def test_cut_file_is_never_taken_for_whole(tmp_path: Path, name: str, keep: float) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)
     data = write(tmp_path / name, sound=noise).read_bytes()
     cut = tmp_path / f"cut_{name}"
     cut.write_bytes(data[: int(len(data) * keep)])
-    try:
-        video, sound = len(list(decode_video(str(cut)))), len(decode_audio(str(cut)))
-    except Reject as reject:
-        assert reject.reason in (Reason.TRUNCATED, Reason.UNREADABLE)
-    else:
-        assert video == 50, "the picture is short but passed"
-        assert sound >= 0.85 * 32_000, "the sound is short but passed"
+
+    def both() -> None:  # either stream may be the one that breaks off
+        list(decode_video(str(cut)))
+        decode_audio(str(cut))
+
+    with pytest.raises(Reject) as caught:
+        both()
+    assert caught.value.reason in (Reason.TRUNCATED, Reason.UNREADABLE)
 
 
 @pytest.mark.parametrize(
@@ -265,16 +273,19 @@ def test_cut_file_is_never_taken_for_whole(tmp_path: Path, name: str, keep: floa
 )
 @pytest.mark.parametrize("ending", ["mp4", "m3u8", "ffconcat", "sdp", "mpd"])
 def test_playlists_open_nothing(tmp_path: Path, text: str, ending: str) -> None:
-    # Opening a named pipe for reading blocks or succeeds; a writer that finds no reader proves nobody opened it.
     inner = write(tmp_path / "inner.ts", codec="mpeg2video")
-    before = os.stat(inner).st_atime_ns
-    os.utime(inner, ns=(0, os.stat(inner).st_mtime_ns))
+    untouched = (0, os.stat(inner).st_mtime_ns)
+    os.utime(inner, ns=untouched)
+    inner.read_bytes()
+    if os.stat(inner).st_atime_ns == 0:
+        pytest.skip("this file system keeps no access times")
+    os.utime(inner, ns=untouched)
     path = tmp_path / f"list.{ending}"
     path.write_text(text.format(inner=inner))
     rejected(Reason.UNREADABLE, path)
     with pytest.raises(Reject):
         decode_audio(str(path))
-    assert os.stat(inner).st_atime_ns == 0 < before
+    assert os.stat(inner).st_atime_ns == 0
 
 
 def test_image_sequence_pattern_is_a_plain_name(tmp_path: Path) -> None:
