@@ -25,7 +25,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { $(APT) update && $(APT) install -y python3-venv; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --upgrade-strategy only-if-needed "$(TORCH)"
+	$(BIN)/pip install -q "$(TORCH)"
 	$(BIN)/pip install -q --no-deps -r requirements.lock
 	$(BIN)/pip install -q --no-deps -e .
 	@$(BIN)/python -c 'import cv2' 2>/dev/null \
