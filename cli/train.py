@@ -25,6 +25,9 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, key) is not None:
             overrides.append(f"{key}={getattr(args, key)}")
     result = train(args.dataset, args.run, train_config(args.config, overrides))
+    if result.first != result.first:
+        print(f"{result.folder}: at step {result.step} already; give more --steps to go on")
+        return 0
     print(f"step {result.step}: loss {result.first:.3f} -> {result.last:.3f}; checkpoints in {result.folder}")
     if result.stopped:
         print("stopped early; the same command goes on from the last checkpoint")

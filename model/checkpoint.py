@@ -24,12 +24,14 @@ class Checkpoint:
     Attributes:
         step: optimiser steps done.
         config: of the run, as plain JSON values.
+        shape: of the network, every key, so that later defaults do not change it.
         dataset: profile, widths, stage weights and stage configuration of the shards it was trained on.
         model, optimiser: state dicts.
     """
 
     step: int
     config: dict[str, Any]
+    shape: dict[str, Any]
     dataset: dict[str, Any]
     model: dict[str, torch.Tensor]
     optimiser: dict[str, Any]
@@ -42,6 +44,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     state = {
         "step": checkpoint.step,
         "config": json.dumps(checkpoint.config),
+        "shape": json.dumps(checkpoint.shape),
         "dataset": json.dumps(checkpoint.dataset),
         "model": checkpoint.model,
         "optimiser": checkpoint.optimiser,
@@ -73,8 +76,8 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of this program (or cut short)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        config, dataset = json.loads(state["config"]), json.loads(state["dataset"])
-        return Checkpoint(state["step"], config, dataset, state["model"], state["optimiser"])
+        plain = {name: json.loads(state[name]) for name in ("config", "shape", "dataset")}
+        return Checkpoint(step=state["step"], model=state["model"], optimiser=state["optimiser"], **plain)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:

@@ -89,6 +89,8 @@ class DecoderConfig(Config):
         channels: per level; time is halved between levels (two levels: one halving).
         blocks, mid_blocks: residual block + Transformer block pairs per level and in the middle.
         heads, head_dim: self-attention; `ffn` is the expansion of its feed-forward part.
+        residual: the network predicts what mu - x, the way from the noisy mel to its mean, lacks to the velocity.
+            Not in the paper; without it a short training never learns to take the noise away.
     """
 
     channels: tuple[int, int] = (256, 256)
@@ -98,6 +100,7 @@ class DecoderConfig(Config):
     head_dim: int = Field(64, ge=1)
     ffn: int = Field(4, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
+    residual: bool = False
 
     @model_validator(mode="after")
     def _groups(self) -> DecoderConfig:
@@ -190,7 +193,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "frozen": False,
         },
         "encoder": {"dim": 128, "layers": 1, "heads": 4, "ffn": 512, "blocks": 2},
-        "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1},
+        "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1, "residual": True},
     },
 }
 """Bases for `load_config(ModelConfig, base=...)`: the paper's model; one that learns in minutes on 2 cores."""

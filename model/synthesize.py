@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 
 from model import checkpoint
+from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
 from model.griffinlim import griffin_lim
-from model.train_config import TrainConfig, model_config
 from shards.augment import centre_lips
+from shards.config import load_config
 from shards.errors import UserError
 from shards.schema import SAMPLE_RATE
 from shards.storage import Store
@@ -55,6 +57,8 @@ def synthesize(
         raise UserError(f"{output}: folder {output.parent} is missing")
     if output.resolve() == video.resolve():
         raise UserError(f"{output}: would overwrite the input")
+    if steps < 1 or not (0 <= guidance < math.inf and 0 <= temperature < math.inf):
+        raise UserError("--steps must be 1 or more, --guidance and --temperature 0 or more")
     state = checkpoint.load(run)
     network = load_network(state)
 
@@ -72,6 +76,7 @@ def synthesize(
         spoken = network.synthesize(batch, steps=steps, guidance=guidance, temperature=temperature, generator=noise)
     mel = spoken["mel"][0].T.numpy()
     samples = griffin_lim(mel, state.dataset["config"]["mel"]["filterbank"], seed=seed)
+    samples = samples / max(1.0, float(np.abs(samples).max(initial=0)))
 
     sound = output.with_suffix(".wav")
     write_wav(sound, samples)
@@ -88,9 +93,9 @@ def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
     """The network of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        UserError: the tensors do not fit the configuration that the checkpoint names.
+        UserError: the shape that the checkpoint names is not of this version, or its tensors do not fit it.
     """
-    network = FacesToVoices(model_config(TrainConfig.model_validate(state.config), state.dataset))
+    network = FacesToVoices(load_config(ModelConfig, base=state.shape))
     try:
         network.load_state_dict(state.model)
     except RuntimeError as error:
@@ -99,8 +104,8 @@ def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Mono 16-bit PCM at 16 kHz; sound that exceeds -1..1 is scaled down to it."""
-    data = np.round(samples / max(1.0, float(np.abs(samples).max(initial=0))) * 32767).astype("<i2").tobytes()
+    """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
+    data = np.round(samples * 32767).astype("<i2").tobytes()
     with Store(str(path.parent)).writer(path.name) as stream, wave.open(stream, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model import checkpoint
+from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
 from model.meter import Meter
 from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
@@ -56,6 +58,11 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     stream = TrainingStream(uri, config.data, config.seed)
     facts = dataset_facts(stream.index)
     shape = model_config(config, facts)
+    state = checkpoint.load(folder) if checkpoint.found(folder) else None
+    if state is not None:
+        _same_run(folder, state, config, shape, facts)
+        if state.step >= config.steps:
+            return Result(str(folder), state.step, math.nan, math.nan, False)
     if shape.lip_encoder.frozen and config.lip_weights is None:
         raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
     network = FacesToVoices(shape)
@@ -70,9 +77,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
         weight_decay=config.optimiser.weight_decay,
     )
     step = 0
-    if folder.exists() and checkpoint.found(folder):
-        state = checkpoint.load(folder)
-        _same_run(folder, state, config, facts)
+    if state is not None:
         network.load_state_dict(state.model)
         optimiser.load_state_dict(state.optimiser)
         step = state.step
@@ -89,13 +94,14 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     begin = time.monotonic()
 
     def save() -> None:
-        state = checkpoint.Checkpoint(step, _plain(config), facts, network.state_dict(), optimiser.state_dict())
-        checkpoint.save(folder, state, config.keep)
+        plain = _plain(config), _plain(shape), facts
+        now = checkpoint.Checkpoint(step, *plain, network.state_dict(), optimiser.state_dict())
+        checkpoint.save(folder, now, config.keep)
 
     network.train()
     with _stop_signal() as stop, Progress("train", config.steps, "steps") as progress:
         progress.advance(step)
-        for batch in stream.batches(step) if step < config.steps else ():
+        for batch in stream.batches(step):
             arrived = time.perf_counter()
             batch = {
                 name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -114,6 +120,8 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
             optimiser.zero_grad(set_to_none=True)
             losses["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
+            if not torch.isfinite(norm):
+                raise UserError(_not_finite(step, losses, batch["keys"]))
             optimiser.step()
             step += 1
 
@@ -161,7 +169,9 @@ def _stop_signal() -> Iterator[Any]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Python lets the main thread alone handle signals.
+    ours = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in ours}
     try:
         yield lambda: bool(caught)
     finally:
@@ -184,21 +194,28 @@ def _over(begin: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - begin > 60 * minutes
 
 
-def _same_run(folder: Path, state: checkpoint.Checkpoint, config: TrainConfig, facts: dict[str, Any]) -> None:
-    """A run goes on only with what decides its results unchanged."""
-    loose = {"steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep"}
-    ours, theirs = _flat(_plain(config)), _flat(state.config)
-    odd = sorted(key for key in {*ours, *theirs} if key.split(".")[0] not in loose and ours.get(key) != theirs.get(key))
-    odd = [key for key in odd if key != "data.workers"]
+def _same_run(
+    folder: Path, state: checkpoint.Checkpoint, config: TrainConfig, shape: ModelConfig, facts: dict[str, Any]
+) -> None:
+    """A run goes on only with what decides its results unchanged: settings, network and how the shards were made."""
+    loose = ("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "data.workers", "model")
+    ours = {**_plain(config), "network": _plain(shape), "dataset": {**facts, "config": _content(facts["config"])}}
+    theirs = {**state.config, "network": state.shape}
+    theirs["dataset"] = {**state.dataset, "config": _content(state.dataset["config"])}
+    mine, old = _flat(ours), _flat(theirs)
+    odd = [key for key in sorted({*mine, *old}) if mine.get(key) != old.get(key)]
+    odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in loose)]
     if odd:
-        key = odd[0]
+        key, more = odd[0], f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
         raise UserError(
-            f"{folder}: checkpoint of another configuration: {key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
-            f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}; name another folder or set it back"
+            f"{folder}: checkpoint of another configuration: {key} was {old.get(key)!r}, is {mine.get(key)!r}{more}; "
+            "name another folder or set it back"
         )
-    for key in ("profile", "widths", "weights"):
-        if facts[key] != state.dataset[key]:
-            raise UserError(f"{folder}: checkpoint was trained on shards with another {key}; name another folder")
+
+
+def _content(config: dict[str, Any]) -> dict[str, Any]:
+    """A build's settings without those that only arrange clips in shards."""
+    return {key: value for key, value in config.items() if key != "pack"}
 
 
 def _plain(config: Config) -> dict[str, Any]:
@@ -214,7 +231,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
     terms = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
-    return f"step {step}: the loss is not finite ({terms}); clips of the batch: {', '.join(keys)}"
+    return f"step {step}: the loss or its gradient is not finite ({terms}); clips of the batch: {', '.join(keys)}"
 
 
 def _line(step: int, epoch: int, means: dict[str, float]) -> str:

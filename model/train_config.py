@@ -62,10 +62,12 @@ class TrainConfig(Config):
 
 
 TINY: dict[str, Any] = {
-    "data": {"batch": 8, "crop_frames": 50, "workers": 1},
+    "data": {"batch": 8, "crop_frames": 50, "workers": 1, "augment": {"erase": 0.0, "mask_frames": 0}},
     "optimiser": {"lr": 1e-3, "warmup": 50},
+    "checkpoint_every": 200,
 }
-"""What goes with `size: tiny`, under the user's own file and overrides."""
+"""What goes with `size: tiny`, under the user's own file and overrides. In a run of minutes, erasing and masking cost
+more than they give: half the unit accuracy on held-out clips after 150 steps."""
 
 
 def train_config(path: Path | None, overrides: Sequence[str]) -> TrainConfig:

@@ -42,6 +42,9 @@ class UNet(nn.Module):
         self.final = ConvBlock(first, first)
         self.head = nn.Conv1d(first, bins, 1)
         self.apply(_initialise)
+        self.residual = config.residual
+        if self.residual:
+            nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, t: Tensor, mu: Tensor, mask: Tensor) -> Tensor:
         """`t` float32 [B] in [0, 1]; `mask` bool [B, T], valid lengths even. Zero on padded frames."""
@@ -53,7 +56,10 @@ class UNet(nn.Module):
         y = self.up2(torch.cat([y, skip2], dim=1), time, half)
         y = self.up1(torch.cat([self.stretch(y * half[:, None]), skip1], dim=1), time, mask)
         y = self.final(self.top(y * mask[:, None]), mask)
-        return self.head(y) * mask[:, None]
+        velocity = self.head(y)
+        if self.residual:
+            velocity = velocity + (mu - x)
+        return velocity * mask[:, None]
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:

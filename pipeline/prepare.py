@@ -9,6 +9,7 @@ from pipeline.config import BuildConfig
 from pipeline.plan import make_stage, weights_digest
 from pipeline.registry import VISUAL_STAGES
 from pipeline.stage import Clip, Fields, Item, Rejection
+from shards.config import load_config
 from shards.errors import UserError
 
 
@@ -23,7 +24,7 @@ def visual_fields(video: Path, config: dict[str, Any], weights: dict[str, str]) 
         UserError: the video cannot be used (with the reason that quarantine would name), or a stage here runs other
             weights than the dataset's.
     """
-    settings = BuildConfig.model_validate(config)
+    settings = load_config(BuildConfig, base=config)
     clip = Clip(key=video.name, uri=str(video), digest="")
     fields: Fields = {}
     for kind in VISUAL_STAGES:

@@ -92,8 +92,8 @@ class Order:
         return np.concatenate(parts)
 
 
-class Samples(TorchDataset[dict[str, Any]]):
-    """Sample number -> cropped and augmented sample, read by byte offset from the packed shards."""
+class Samples(TorchDataset[dict[str, Any] | UserError]):
+    """Sample number -> cropped and augmented sample, read by byte offset from the packed shards, or what is wrong."""
 
     def __init__(self, dataset: Dataset, index: Index, config: StreamConfig, seed: int) -> None:
         missing = [name for name in NEEDED if name not in index.fields]
@@ -110,7 +110,13 @@ class Samples(TorchDataset[dict[str, Any]]):
             raise UserError(f"{dataset.uri}: no clips of {config.min_frames} frames or more in split {config.split!r}")
         self._files: dict[int, int] = {}
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Any] | UserError:
+        try:
+            return self._sample(number)
+        except UserError as error:
+            return error
+
+    def _sample(self, number: int) -> dict[str, Any]:
         epoch, shard, position = self.order[number]
         name, clips = self._shards[shard]
         clip = clips[position]
@@ -129,7 +135,12 @@ class Samples(TorchDataset[dict[str, Any]]):
 
     def _read(self, shard: int, name: str, clip: PackedClip, field: str) -> bytes:
         if shard not in self._files:
-            self._files[shard] = os.open(self._dataset.store.path(name), os.O_RDONLY)
+            if len(self._files) >= 2 * self._config.window:
+                os.close(self._files.pop(next(iter(self._files))))
+            try:
+                self._files[shard] = os.open(self._dataset.store.path(name), os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self._dataset.uri}/{name}: {error.strerror}; run `f2v verify`") from None
         offset, size = clip.members[field]
         return os.pread(self._files[shard], size, offset)
 
@@ -232,12 +243,16 @@ class TrainingStream:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_parent,
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the training loop alone decides when to stop."""
+    """Ctrl-C and a batch system's SIGTERM reach every process; the training loop alone decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Steps:
@@ -254,5 +269,7 @@ class _Collate:
     def __init__(self, frames: int) -> None:
         self._frames = frames
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> Batch:
-        return collate(samples, self._frames)
+    def __call__(self, samples: Sequence[dict[str, Any] | UserError]) -> Batch | UserError:
+        # A worker's exception would arrive wrapped in its traceback; as a value it arrives as it is.
+        good = [sample for sample in samples if not isinstance(sample, UserError)]
+        return collate(good, self._frames) if len(good) == len(samples) else next(s for s in samples if s not in good)

@@ -36,6 +36,8 @@ def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "none", "run"], "no dataset here"),
         (["train", "none", "run", "--set", "data.batsh=1"], "unknown key 'data.batsh'"),
         (["synthesize", "a.mp4", "-o", "b.avi", "--checkpoint", "run"], "must end in .mp4 or .wav"),
+        (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "run", "--steps", "0"], "--steps must be 1 or more"),
+        (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "run", "--guidance", "nan"], "--guidance"),
         (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "run"], "run: no such checkpoint"),
         (["synthesize", "a.mp4", "-o", "b.mp4", "--checkpoint", "empty"], "no checkpoint"),
     ],

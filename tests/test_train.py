@@ -20,10 +20,10 @@ from model import checkpoint
 from model.train import train
 from model.train_config import TrainConfig, train_config
 from pipeline.build import Summary
-from shards.dataset import Dataset
+from shards.dataset import INDEX, Dataset
 from shards.errors import UserError
 from shards.storage import Store
-from tests.toy import toy_dataset
+from tests.toy import CONFIG, toy_dataset
 
 Built = tuple[Dataset, Summary]
 SMALL = [
@@ -71,13 +71,15 @@ def test_checkpoints_are_pruned_and_load_without_code(toy: str, tmp_path: Path) 
 
 def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "train", toy, str(tmp_path)]
-    command += [part for override in [*SMALL, "checkpoint_every=100000"] for part in ("--set", override)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    overrides = [*SMALL, "checkpoint_every=100000", "data.workers=1"]
+    command += [part for override in overrides for part in ("--set", override)]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 2 "):
             break
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a batch system does: every process of the job
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "goes on from the last checkpoint" in output
@@ -88,7 +90,7 @@ def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("optimiser.lr=0.5",), r"optimiser\.lr was 0\.001, is 0\.5"),
-        (("model.encoder.dim=64",), r"model\.encoder\.dim"),
+        (("model.encoder.dim=64",), r"network\.encoder\.dim was 128, is 64"),
         (("seed=9",), "seed"),
     ],
 )
@@ -96,6 +98,29 @@ def test_another_configuration_is_refused(toy: str, tmp_path: Path, overrides: t
     train(toy, tmp_path, config("steps=1"))
     with pytest.raises(UserError, match=message):
         train(toy, tmp_path, config("steps=2", *overrides))
+
+
+def test_shards_made_in_another_way_are_refused(toy: str, tmp_path: Path) -> None:
+    train(toy, tmp_path / "run", config("steps=1"))
+    other = toy_dataset(tmp_path / "ds", [[30, 25], [22]])
+    changed = {**CONFIG, "mel": {"filterbank": "slaney"}}
+    other.write(INDEX, other.index().model_copy(update={"config": changed}))
+    with pytest.raises(UserError, match=r"dataset\.config\.mel\.filterbank was 'htk', is 'slaney'"):
+        train(other.uri, tmp_path / "run", config("steps=2"))
+
+
+def test_a_finished_run_is_left_alone(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy, tmp_path, config("steps=2"))
+    before = sorted(os.listdir(tmp_path))
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    assert main(["train", toy, str(tmp_path), "--steps", "2", *overrides]) == 0
+    assert "at step 2 already" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_bfloat16_trains(toy: str, tmp_path: Path) -> None:
+    result = train(toy, tmp_path, config("steps=2", "amp=true"))
+    assert np.isfinite(result.last)
 
 
 def test_clear_errors(toy: str, tmp_path: Path) -> None:
@@ -120,7 +145,8 @@ def test_a_loss_that_is_not_finite_names_the_clips(toy: str, tmp_path: Path) -> 
         train(toy, tmp_path, config("steps=30", "optimiser.lr=1e30", "optimiser.clip_norm=1e30"))
 
 
-def test_damaged_shards_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shards_are_named(tmp_path: Path, workers: int) -> None:
     dataset = toy_dataset(tmp_path / "ds", [[30]])
     shard = dataset.index().shards[0]
     path = dataset.store.path(shard.name)
@@ -129,7 +155,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     data[offset : offset + size] = bytes(size)
     path.write_bytes(data)
     with pytest.raises(UserError, match=shard.name):
-        train(dataset.uri, tmp_path / "run", config("steps=1"))
+        train(dataset.uri, tmp_path / "run", config("steps=1", f"data.workers={workers}"))
 
 
 def test_learning_and_speaking(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

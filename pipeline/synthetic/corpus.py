@@ -18,6 +18,8 @@ from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
 REST = 0.25
 """Seconds of silence and rest before and after the sentence."""
+ROOM = 10 ** (-58 / 20)
+"""Level of the noise under every clip, RMS of full scale."""
 
 # The grammar of the GRID corpus (Cooke et al. 2006).
 COMMANDS = ("bin", "lay", "place", "set")
@@ -119,9 +121,10 @@ def make_take(take: Take, size: int = 192) -> tuple[np.ndarray, np.ndarray, np.n
     )
     seconds = REST + len(speech.samples) / SAMPLE_RATE + REST
     count = int(np.ceil(seconds * VIDEO_RATE))
-    samples = np.zeros(count * SAMPLE_RATE // VIDEO_RATE, np.float32)
+    # A quiet room: with digital silence, a fifth of all log-mels would lie at the floor and stretch their scale.
+    samples = rng.normal(0, ROOM, count * SAMPLE_RATE // VIDEO_RATE).astype(np.float32)
     start = int(REST * SAMPLE_RATE)
-    samples[start : start + len(speech.samples)] = speech.samples * (0.5 / max(1e-3, np.abs(speech.samples).max()))
+    samples[start : start + len(speech.samples)] += speech.samples * (0.5 / max(1e-3, np.abs(speech.samples).max()))
     mouths = mouth_track(speech.phonemes, count, REST)
     return render(mouths, speaker.look, rng, size), samples, mouths
 
