@@ -1,7 +1,7 @@
 # Two commands: `make demo` runs the whole job, `make test` runs lint, types and tests. Both make .venv on first use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 APT := $(if $(filter 0,$(shell id -u)),,sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
 

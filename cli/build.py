@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for note in summary.notes:
         print(note)
-    if not summary.tasks and not summary.packed:
+    if not summary.changed and not summary.tasks:
         print("nothing to do: every column and shard is there already")
     else:
         print(

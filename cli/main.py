@@ -46,13 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"f2v {options.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output is gone (`f2v status | head`); say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("cli", "model", "pipeline", "shards"):
+            raise
+        hint = "pip install 'faces2voices[demo]' has all that the commands need"
+        print(f"f2v {options.command}: the package {error.name!r} is not installed; {hint}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # Full disks, missing permission, a file where a folder should be: the machine's words are the clearest.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"f2v {options.command}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

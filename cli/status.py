@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from cli.options import size
 
@@ -16,10 +17,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pipeline.status import status
+    from shards.dataset import Dataset
 
     found = status(args.dataset)
     if args.json:
-        print(json.dumps(found.as_dict()))
+        tree = found.as_dict()
+        if args.clips:
+            tree["quarantine"] = [asdict(row) for row in Dataset(args.dataset).quarantine()]
+        print(json.dumps(tree))
         return 0
     print(f"{found.dataset}: profile {found.profile}")
     print(f"  {'split':<10}{'clips':>8}{'hours':>9}{'shards':>8}{'size':>11}")
@@ -29,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
     for reason, count in found.quarantined.items():
         print(f"  {count:>10}  {reason}")
     if args.clips:
-        from shards.dataset import Dataset
-
         for refused in Dataset(args.dataset).quarantine():
             print(f"  {refused.key}: {refused.stage}: {refused.reason}: {refused.message}")
     return 0

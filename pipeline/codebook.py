@@ -11,6 +11,7 @@ from pipeline.columns import Column, read_members
 from pipeline.stages.speech import SpeechConfig
 from shards.codec import decode
 from shards.dataset import Dataset
+from shards.errors import UserError
 from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
 
@@ -27,6 +28,8 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
     from pipeline.units import describe_codebook, fit_codebook, sample_features
 
     encoder = load_encoder()
+    if config.layer > len(encoder.blocks):
+        raise UserError(f"speech.layer {config.layer}: the encoder has {len(encoder.blocks)} blocks")
     threads = torch.get_num_threads()
     # One thread, as in the workers: sums split over threads differ in the last bits from machine to machine.
     torch.set_num_threads(1)

@@ -90,7 +90,7 @@ def key_is_path(stage: Stage[Any], key: str) -> bool:
 
 
 def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column | None:
-    """The record of a column, or None where the column does not exist.
+    """The record of a column, or None where the column does not exist or its tar is not as long as the record says.
 
     Raises:
         UserError: the record is damaged.
@@ -101,7 +101,8 @@ def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column |
     except FileNotFoundError:
         return None
     try:
-        return Column.model_validate_json(data)
+        column = Column.model_validate_json(data)
+        return column if dataset.store.size(column_name(stage, shard, mark) + ".tar") == column.bytes else None
     except ValidationError as error:
         raise UserError(
             f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it and build again"

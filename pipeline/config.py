@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.sources import SourceConfig
 from pipeline.stages.audio import AudioConfig
@@ -33,6 +33,15 @@ class PackConfig(Config):
 
     shard_clips: int = Field(256, ge=1)
     fields: tuple[str, ...] = tuple(FIELDS)
+
+    @field_validator("fields")
+    @classmethod
+    def _known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in fields if name not in FIELDS]
+        if unknown or not set(fields) - {"meta"}:
+            wrong = f"no field {unknown[0]!r}" if unknown else "name at least one field besides meta"
+            raise ValueError(f"{wrong}; choose from {', '.join(FIELDS)}")
+        return fields
 
 
 class RunConfig(Config):

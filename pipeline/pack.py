@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -72,10 +73,8 @@ def pack_shard(
         written = write_tar(spool, members())
         spool.seek(0)
         name = f"train/{shard}-{written.sha256[:12]}.tar"
-        if not dataset.store.exists(name):
-            with dataset.store.writer(name) as stream:
-                while block := spool.read(1 << 20):
-                    stream.write(block)
+        with dataset.store.writer(name) as stream:
+            shutil.copyfileobj(spool, stream, 1 << 20)
     places = {member.name: (member.offset, member.size) for member in written.members}
     return PackedShard(
         name=name,

@@ -29,7 +29,7 @@ def draw_clip(uri: str, key: str, path: Path) -> Path:
     dataset = Dataset(uri)
     places = [(shard, clip) for shard in dataset.index().shards for clip in shard.clips if clip.key == key]
     if not places:
-        raise UserError(f"{uri}: no packed clip {key!r}; see `f2v status --clips`")
+        raise UserError(f"{uri}: no packed clip {key!r}; clips.parquet lists the keys")
     values = read_fields(dataset, *places[0], ("meta", "face", "lips", "mel", "pitch", "units"))
     mel, pitch, units = values["mel"], values["pitch"], values["units"]
     chosen = np.linspace(0, len(values["face"]) - 1, SHOWN).round().astype(int)

@@ -11,9 +11,10 @@ from typing import Any
 from pipeline.columns import Column, fingerprint, load_column
 from pipeline.config import BuildConfig
 from pipeline.registry import STAGES, StageClass, upstream, writers
-from pipeline.stage import Clip, Stage
+from pipeline.stage import Clip, Reason, Stage
 from shards.config import Config
 from shards.dataset import ClipRow, Dataset
+from shards.errors import UserError
 from shards.storage import file_sha256
 
 
@@ -87,6 +88,7 @@ def make_plan(
     marks: dict[str, dict[str, str]] = {}
     weights: dict[str, str] = {}
     tasks: list[Task] = []
+    again: set[tuple[str, str]] = set()
     done = 0
     for kind in only:
         stage = make_stage(kind, config, centroids)
@@ -96,7 +98,11 @@ def make_plan(
             reads = {name: marks[name][shard] for name in upstream(kind, made)}
             mark = fingerprint(stage, weights[kind.name], reads, clips)
             marks[kind.name][shard] = mark
-            if load_column(dataset, kind.name, shard, mark) is None:
+            column = load_column(dataset, kind.name, shard, mark)
+            # A fault is tried again, and with it whatever was computed without the clip.
+            faulty = column is not None and any(refusal.reason is Reason.FAULT for refusal in column.refused)
+            if column is None or faulty or any((name, shard) in again for name in reads):
+                again.add((kind.name, shard))
                 tasks.append(
                     Task(
                         stage=kind.name,
@@ -112,10 +118,17 @@ def make_plan(
 
 
 def weights_digest(paths: Sequence[Path]) -> str:
-    """sha256 over the digests of the files in the order given; empty for no files."""
+    """sha256 over the digests of the files in the order given; empty for no files.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     if not paths:
         return ""
-    return hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest()
+    try:
+        return hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def columns_of(dataset: Dataset, plan: Plan, shard: str, stages: Sequence[str]) -> list[Column]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.plan import Task
 from pipeline.registry import STAGES
-from pipeline.stage import Resources
+from pipeline.stage import Clip, Resources
 from pipeline.worker import WORKER_ENV, Worker
 from shards.errors import UserError
 
@@ -37,16 +38,25 @@ def ray_session(run: RunConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if run.ray_address is not None:
+            _knock(run.ray_address)
             ray.init(address=run.ray_address, **quiet)
         else:
             memory = run.object_store_mb << 20
-            ray.init(num_cpus=run.cpus, object_store_memory=memory, include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError) as error:
+            # "local": never join whatever cluster this machine or RAY_ADDRESS happens to know.
+            ray.init(address="local", num_cpus=run.cpus, object_store_memory=memory, include_dashboard=False, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"ray: no cluster at {run.ray_address!r} ({error})") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @dataclass
@@ -61,8 +71,8 @@ class _Pool:
 class Runner:
     """Runs tasks on the Ray session that is open."""
 
-    def __init__(self, make_worker_args: tuple[Any, ...], retries: int) -> None:
-        self._args = make_worker_args
+    def __init__(self, worker_arguments: tuple[Any, ...], shards: dict[str, list[Clip]], retries: int) -> None:
+        self._args, self._shards = worker_arguments, shards
         self._retries = retries
         self._pools: dict[Resources, _Pool] = {}
         self._capacity = ray.cluster_resources()
@@ -128,7 +138,7 @@ class Runner:
                 left.append(task)
             else:
                 pool = self._pools[_RESOURCES[task.stage]]
-                pool.busy[actor.run.remote(task)] = (actor, task)
+                pool.busy[actor.run.remote(task, self._shards[task.shard])] = (actor, task)
         return left
 
     def _worker(self, resources: Resources) -> Any | None:

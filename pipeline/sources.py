@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from urllib.parse import quote
 from pipeline.stage import Clip
 from shards.config import Config
 from shards.errors import UserError
+from shards.progress import Progress
 from shards.storage import file_sha256, local_path
 
 Layout = Literal["auto", "folder", "lrs3", "lrs2", "table"]
@@ -91,7 +93,8 @@ def list_clips(uri: str, config: SourceConfig) -> Source:
     Raises:
         UserError: the source is missing or empty, a list or table is malformed, or two clips share a key.
     """
-    root = local_path(uri)
+    # Workers may run in another folder, so paths are whole from here on.
+    root = local_path(uri).absolute()
     if not root.exists():
         raise UserError(f"source {uri}: no such file or folder")
     layout = _detect(root) if config.layout == "auto" else config.layout
@@ -119,6 +122,10 @@ def safe_key(name: str) -> str:
     Raises:
         UserError: empty, or too long for a tar member name.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!a}: file name is not UTF-8; rename it") from None
     key = quote(name, safe="/").replace(".", "%2E").replace("~", "%7E").strip("/")
     if not key or "//" in key:
         raise UserError(f"key {name!r}: empty key or empty part")
@@ -141,7 +148,17 @@ def _detect(root: Path) -> str:
 
 def _tree(root: Path) -> Iterator[Clip]:
     """Folder and LRS3 trees: both say the split first and the speaker last."""
-    for folder, folders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"source {error.filename}: cannot be read ({error.strerror})")
+
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:  # a link back up the tree
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder, name)
@@ -162,7 +179,7 @@ def _lrs2(root: Path) -> Iterator[Clip]:
     ):
         if not (root / listing).is_file():
             continue
-        for number, line in enumerate((root / listing).read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_lines(root / listing), 1):
             # The test list carries a second word per line (the kind of programme).
             name = line.split()[0] if line.split() else ""
             if not name:
@@ -189,10 +206,12 @@ def _table(path: Path, notes: list[str]) -> Iterator[Clip]:
         start, end = _seconds(row, "start", where), _seconds(row, "end", where)
         if start is not None and end is not None and end <= start:
             raise UserError(f"{where}: end {end} is not after start {start}")
+        if not Path(uri).name or "\0" in uri:
+            raise UserError(f"{where}: uri {uri!r} names no file")
         key = str(row.get("key") or Path(uri).with_suffix("").as_posix().lstrip("./"))
         split = str(row.get("split") or "train")
-        if not split.replace("_", "").isalnum():
-            raise UserError(f"{where}: split {split!r} must be letters, digits and _")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,32}", split):
+            raise UserError(f"{where}: split {split!r} must be up to 32 letters, digits and _")
         text, speaker = str(row.get("text") or ""), str(row.get("speaker") or "")
         yield Clip(safe_key(key), str(media), "", SPLITS.get(split, split), speaker, text, start, end)
 
@@ -243,13 +262,17 @@ def _text(media: Path) -> str:
     return " ".join(" ".join(lines).split())
 
 
+def _lines(listing: Path) -> list[str]:
+    try:
+        return listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list {listing}: cannot be read as text ({error})") from None
+
+
 def _hold_out(clips: list[Clip], listing: Path | None) -> list[Clip]:
     if listing is None:
         return clips
-    try:
-        ids = {safe_key(line.strip()) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except OSError as error:
-        raise UserError(f"source.valid_ids {listing}: cannot be read ({error.strerror})") from None
+    ids = {safe_key(line.strip()) for line in _lines(listing) if line.strip()}
     missing = ids - {clip.key for clip in clips}
     if missing:
         raise UserError(f"source.valid_ids {listing}: {len(missing)} ids are not in the source, e.g. {min(missing)!r}")
@@ -269,11 +292,15 @@ def _digest(clips: list[Clip]) -> list[Clip]:
 
     def digest(uri: str) -> str:
         try:
-            return file_sha256(Path(uri))
+            # Reading a pipe or a device would wait for ever.
+            return file_sha256(Path(uri)) if Path(uri).is_file() else ""
         except OSError:
             return ""
 
     uris = sorted({clip.uri for clip in clips})
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = dict(zip(uris, pool.map(digest, uris), strict=True))
+    digests: dict[str, str] = {}
+    with ThreadPoolExecutor(max_workers=4) as pool, Progress("read source", len(uris), "files") as progress:
+        for uri, found in zip(uris, pool.map(digest, uris), strict=True):
+            digests[uri] = found
+            progress.advance()
     return [replace(clip, digest=digests[clip.uri]) for clip in clips]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class Reason(str, Enum):
     AUDIO_LENGTH = "audio_length"
     """Sound and picture differ in length by more than the rules allow."""
     FAULT = "fault"
-    """The stage itself failed (a bug or a machine fault); the traceback is kept and the clip can be retried."""
+    """The stage itself failed (a bug or a machine fault); the traceback is kept and the next build tries again."""
 
 
 class Reject(Exception):
@@ -142,6 +143,8 @@ class Stage(ABC, Generic[C]):
         try:
             return self.run(item)
         except Reject as reject:
-            return Rejection(reject.reason, str(reject))
+            # The media was read when the build began. That it cannot be opened now says nothing about the clip.
+            gone = bool(item.clip.digest) and self.media and not os.access(item.clip.uri, os.R_OK)
+            return Rejection(Reason.FAULT if gone else reject.reason, str(reject))
         except Exception as error:
             return Rejection(Reason.FAULT, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -31,24 +31,16 @@ class Worker:
         uri: of the dataset.
         config: of the build.
         centroids: the dataset's own codebook, where the configuration names none.
-        shards: shard name -> clips.
     """
 
-    def __init__(
-        self,
-        resources: Resources,
-        uri: str,
-        config: BuildConfig,
-        centroids: Path | None,
-        shards: dict[str, list[Clip]],
-    ) -> None:
+    def __init__(self, resources: Resources, uri: str, config: BuildConfig, centroids: Path | None) -> None:
         self._threads = max(1, int(resources.cpus))
         self._dataset = Dataset(uri)
-        self._config, self._centroids, self._shards = config, centroids, shards
+        self._config, self._centroids = config, centroids
         self._stages: dict[str, Stage[Any]] = {}
 
-    def run(self, task: Task) -> tuple[int, int]:
-        """Build the task's column; returns (clips kept, clips refused)."""
+    def run(self, task: Task, clips: list[Clip]) -> tuple[int, int]:
+        """Build the task's column for the clips of its shard; returns (clips kept, clips refused)."""
         reads = []
         for stage, mark in task.reads.items():
             column = load_column(self._dataset, stage, task.shard, mark)
@@ -60,7 +52,7 @@ class Worker:
             task.weights,
             task.shard,
             task.fingerprint,
-            self._shards[task.shard],
+            clips,
             reads,
         )
         return len(column.clips), len(column.refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import wave
 from typing import Any
 
@@ -52,7 +53,7 @@ def decode(field: Field, data: bytes, frames: int, start: int = 0, stop: int | N
             return _read_wav(field, data)
         if field.encoding == "npy":
             return _read_npy(field, data)
-    except (ValueError, EOFError, wave.Error, UnicodeDecodeError) as error:
+    except (ValueError, EOFError, RuntimeError, wave.Error, tokenize.TokenError) as error:
         raise SchemaError(f"{field.name}: damaged {field.encoding} ({error})") from None
     _, height, width = field.shape[:3]
     assert isinstance(height, int)

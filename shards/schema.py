@@ -159,14 +159,6 @@ FIELDS: dict[str, Field] = {
 }
 
 
-def by_suffix(suffix: str) -> Field | None:
-    """The field stored under this member ending, or None for a foreign member."""
-    return _BY_SUFFIX.get(suffix)
-
-
-_BY_SUFFIX = {field.suffix: field for field in FIELDS.values()}
-
-
 def frames_of(field: Field, value: Any) -> int | None:
     """F as this value's first axis states it, or None where the field has no time axis.
 

@@ -53,6 +53,10 @@ class Store:
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
 
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        return self.path(name).stat().st_size if self.exists(name) else None
+
     def write(self, name: str, data: bytes) -> None:
         with self.writer(name) as stream:
             stream.write(data)

@@ -271,5 +271,9 @@ class _Collate:
 
     def __call__(self, samples: Sequence[dict[str, Any] | UserError]) -> Batch | UserError:
         # A worker's exception would arrive wrapped in its traceback; as a value it arrives as it is.
-        good = [sample for sample in samples if not isinstance(sample, UserError)]
-        return collate(good, self._frames) if len(good) == len(samples) else next(s for s in samples if s not in good)
+        good: list[dict[str, Any]] = []
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+            good.append(sample)
+        return collate(good, self._frames)

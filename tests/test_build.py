@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import webdataset as wds
 
 from cli.main import main
 from pipeline.build import Summary, build
+from pipeline.columns import Column, Refused
+from pipeline.stage import Reason
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
@@ -153,6 +157,84 @@ def test_added_clips_leave_the_shards_before_them_alone(corpus: Path, built: Bui
     assert summary.clips == 13
     assert tars(dataset).items() <= tars(copy).items()
     assert verify(copy.uri).problems == []
+
+
+def test_nothing_usable_is_a_dataset_of_quarantine(corpus: Path, tmp_path: Path) -> None:
+    dataset = Dataset(str(tmp_path / "ds"))
+    summary = build(str(corpus / "faulty"), dataset.uri, small_build())
+    assert summary.clips == 0
+    assert sum(summary.quarantined.values()) == 6
+    assert len(dataset.quarantine()) == 6
+    assert verify(dataset.uri).problems == []
+    # A good clip that comes later is built as usual.
+    source = tmp_path / "source"
+    shutil.copytree(corpus / "faulty", source)
+    shutil.copytree(corpus / "test", source / "test")
+    shutil.copytree(corpus / "valid", source / "valid")
+    assert build(str(source), dataset.uri, small_build()).clips == 2
+    assert verify(dataset.uri).problems == []
+
+
+def test_damaged_and_lost_objects_are_made_again(corpus: Path, built: Built, tmp_path: Path) -> None:
+    dataset, _ = built
+    copy = Dataset(str(tmp_path / "copy"))
+    shutil.copytree(dataset.store.root, copy.store.root)
+    shard = copy.store.path(copy.index().shards[0].name)
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    next(iter(copy.store.path("columns/energy").glob("*.tar"))).unlink()
+    assert verify(copy.uri).problems
+    summary = build(str(corpus), copy.uri, small_build())
+    assert (summary.tasks, summary.packed) == (1, 1)
+    assert verify(copy.uri).problems == []
+    assert tars(copy) == tars(dataset)
+
+
+def test_a_fault_is_tried_again_with_all_that_follows(corpus: Path, built: Built, tmp_path: Path) -> None:
+    dataset, _ = built
+    copy = Dataset(str(tmp_path / "copy"))
+    shutil.copytree(dataset.store.root, copy.store.root)
+    # As if the mel stage had run out of memory on one clip, and energy had gone on without it.
+    key = copy.index().shards[0].clips[0].key
+    for stage in ("mel", "energy"):
+        for record in copy.store.path(f"columns/{stage}").glob("*.json"):
+            column = Column.model_validate_json(record.read_text())
+            if key not in column.clips:
+                continue
+            refused = [Refused(key=key, reason=Reason.FAULT, message="MemoryError")] if stage == "mel" else []
+            clips = {name: clip for name, clip in column.clips.items() if name != key}
+            record.write_text(column.model_copy(update={"clips": clips, "refused": refused}).model_dump_json())
+    summary = build(str(corpus), copy.uri, small_build())
+    assert (summary.tasks, summary.clips) == (2, 12)
+    assert tars(copy) == tars(dataset)
+
+
+def test_removed_clips_are_said(corpus: Path, built: Built, tmp_path: Path) -> None:
+    dataset, _ = built
+    source = tmp_path / "source"
+    shutil.copytree(corpus, source)
+    shutil.rmtree(source / "test")
+    copy = Dataset(str(tmp_path / "copy"))
+    shutil.copytree(dataset.store.root, copy.store.root)
+    summary = build(str(source), copy.uri, small_build())
+    assert summary.changed
+    assert any("1 clips of the last build are no longer in the source" in note for note in summary.notes)
+    assert any("earlier builds" in note for note in summary.notes)
+    assert verify(copy.uri).problems == []
+
+
+def test_two_builds_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another build"):
+            build(str(corpus), str(tmp_path), small_build())
+
+
+def test_no_cluster_at_the_address_is_said_soon(corpus: Path, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"no cluster at '127\.0\.0\.1:9'"):
+        build(str(corpus), str(tmp_path / "ds"), small_build(run={"ray_address": "127.0.0.1:9"}))
+    assert time.monotonic() - begin < 10
 
 
 def test_lip_frames_can_be_read_alone(built: Built) -> None:

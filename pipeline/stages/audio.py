@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
 from shards.config import Config
-from shards.schema import SAMPLES_PER_FRAME
+from shards.schema import SAMPLES_PER_FRAME, VIDEO_RATE
 
 
 class AudioConfig(Config):
@@ -20,11 +20,13 @@ class AudioConfig(Config):
         max_pad_frames: sound that ends at most this many video frames early is filled with zeros; beyond, rejected.
         max_difference_frames: sound and picture may differ by at most this many video frames.
         silence_dbfs: a clip whose sound (without its mean) has a lower RMS level, in dB of full scale, is rejected.
+        max_seconds: longer clips are rejected before their sound is decoded.
     """
 
     max_pad_frames: float = Field(2.0, ge=0)
     max_difference_frames: float = Field(3.0, ge=0)
     silence_dbfs: float = Field(-60.0, lt=0)
+    max_seconds: float = Field(60, gt=0, le=500)
 
 
 class Audio(Stage[AudioConfig]):
@@ -39,13 +41,16 @@ class Audio(Stage[AudioConfig]):
         """Decode, cut or pad, quantise.
 
         Raises:
-            Reject: what decoding refuses; AUDIO_LENGTH; SILENT; TOO_SHORT without a video frame; UNREADABLE for
-                samples that are not finite.
+            Reject: what decoding refuses; TOO_LONG; AUDIO_LENGTH; SILENT; TOO_SHORT without a video frame;
+                UNREADABLE for samples that are not finite.
         """
         from pipeline import media
 
         clip = item.clip
         frames = media.count_frames(clip.uri, clip.start, clip.end)
+        if frames > self.config.max_seconds * VIDEO_RATE:
+            limit = f"audio.max_seconds = {self.config.max_seconds:g}"
+            raise Reject(Reason.TOO_LONG, f"{clip.uri}: {frames / VIDEO_RATE:.0f} s, above {limit}; cut it in a table")
         sound = fit_length(media.decode_audio(clip.uri, clip.start, clip.end), frames, self.config, clip)
         if not np.isfinite(sound).all():
             raise Reject(Reason.UNREADABLE, f"{clip.uri}: the sound has samples that are not finite; re-encode it")

@@ -46,7 +46,7 @@ class FacesConfig(Config):
     rival: float = Field(0.8, gt=0, le=1)
     rival_share: float = Field(0.2, gt=0, le=1)
     min_frames: int = Field(12, ge=1)
-    max_seconds: float = Field(60, gt=0)
+    max_seconds: float = Field(60, gt=0, le=500)
 
 
 @dataclass
