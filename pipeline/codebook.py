@@ -25,7 +25,7 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
     import torch
 
     from pipeline.networks.whisper import load_encoder
-    from pipeline.units import describe_codebook, fit_codebook, sample_features
+    from pipeline.units import describe_codebook, fit_codebook, sample_features, save_codebook
 
     encoder = load_encoder()
     if config.layer > len(encoder.blocks):
@@ -51,7 +51,7 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
         )
     torch.set_num_threads(threads)
     with dataset.store.writer(name) as stream:
-        np.lib.format.write_array(stream, centroids, version=(1, 0), allow_pickle=False)
+        save_codebook(stream, centroids)
 
 
 def _sample(clips: list[tuple[Column, str]], frames: int) -> list[tuple[Column, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,10 +140,9 @@ def describe_codebook(features: Floats, centroids: Floats) -> CodebookReport:
     )
 
 
-def save_codebook(path: Path, centroids: Floats) -> None:
+def save_codebook(stream: BinaryIO, centroids: Floats) -> None:
     """Write centroids as npy, float32 [K, D]."""
-    with open(path, "wb") as stream:
-        np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
+    np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
 
 
 def load_codebook(path: Path) -> Floats:

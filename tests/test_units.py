@@ -102,7 +102,8 @@ def test_sample_of_nothing_is_an_error() -> None:
 
 def test_codebook_survives_storage(tmp_path: Path) -> None:
     centroids = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
-    save_codebook(tmp_path / "c.npy", centroids)
+    with open(tmp_path / "c.npy", "wb") as stream:
+        save_codebook(stream, centroids)
     assert np.array_equal(load_codebook(tmp_path / "c.npy"), centroids)
     assert np.array_equal(np.load(tmp_path / "c.npy", allow_pickle=False), centroids)
 

@@ -245,7 +245,8 @@ def test_stage_gives_units_and_timbre(encoder: WhisperEncoder, tmp_path: Path) -
     pcm = np.rint(noise(640 * 30) * 32768).astype(np.int16)
     states = encoder.states((pcm / 32768).astype(np.float32))
     path = tmp_path / "c.npy"
-    save_codebook(path, states[3][::6])
+    with open(path, "wb") as stream:
+        save_codebook(stream, states[3][::6])
     stage = Speech(SpeechConfig(clusters=10, centroids=path))
     assert list(stage.weights()) == [find_weights(), path]
     stage.setup()
@@ -259,7 +260,8 @@ def test_stage_gives_units_and_timbre(encoder: WhisperEncoder, tmp_path: Path) -
 
 def test_stage_refuses_what_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "c.npy"
-    save_codebook(path, np.zeros((10, 384), np.float32))
+    with open(path, "wb") as stream:
+        save_codebook(stream, np.zeros((10, 384), np.float32))
     for config, words in (
         (SpeechConfig(), "no centroids"),
         (SpeechConfig(centroids=path), "clusters"),
