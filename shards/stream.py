@@ -215,6 +215,7 @@ class TrainingStream:
             raise UserError(f"data.batch {config.batch} cannot be split over {world} processes")
         self.config, self.rank, self.world = config, rank, world
         dataset = Dataset(uri)
+        dataset.manifest()  # refuses a dataset of another schema, as every other command does
         self.index = dataset.index()
         self.samples = Samples(dataset, self.index, config, seed)
 

@@ -36,9 +36,11 @@ class Pitch(Stage[PitchConfig]):
     writes: ClassVar[tuple[str, ...]] = ("pitch",)
 
     def setup(self) -> None:
-        """Compile pYIN's inner loops on a short tone, so that the first clip does not pay for it."""
-        tone = np.sin(np.arange(1600) * (2 * np.pi * 150 / SAMPLE_RATE)).astype(np.float32)
-        track_pitch(tone, self.config.fmin, self.config.fmax)
+        """Have pYIN's inner loops compiled, once per machine, and load them."""
+        from pipeline.compiled import use_compiled_loops
+
+        use_compiled_loops("from pipeline.stages.pitch import warm_up; warm_up()")
+        warm_up()
 
     def run(self, item: Item) -> Fields:
         """Pitch of one clip."""
@@ -57,3 +59,9 @@ def track_pitch(wave: NDArray[np.float32], fmin: float, fmax: float) -> NDArray[
         np.pad(wave, PAD), fmin=fmin, fmax=fmax, sr=SAMPLE_RATE, frame_length=N_FFT, hop_length=HOP, center=False
     )
     return hertz.astype(np.float32)
+
+
+def warm_up() -> None:
+    """Track a short tone, which makes numba compile or load every loop of pYIN."""
+    tone = np.sin(np.arange(1600) * (2 * np.pi * 150 / SAMPLE_RATE)).astype(np.float32)
+    track_pitch(tone, PitchConfig().fmin, PitchConfig().fmax)
