@@ -106,7 +106,7 @@ class Runner:
                         if attempts[place] > self._retries:
                             raise UserError(
                                 f"stage {task.stage}, shard {task.shard}: the worker died {attempts[place]} times "
-                                "(out of memory, or a crash in native code: Ray's logs/worker-*.err on that node says which); "
+                                "(out of memory, or a crash in native code: Ray's worker-*.err logs say which); "
                                 "build again to resume"
                             ) from None
                         waiting.append(task)
