@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
 from model.griffinlim import griffin_lim
 from shards.augment import centre_lips
+from shards.codec import encode
 from shards.config import load_config
 from shards.errors import UserError
-from shards.schema import SAMPLE_RATE
+from shards.schema import FIELDS, SAMPLE_RATE
 from shards.storage import Store
 
 
@@ -105,9 +105,4 @@ def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
-    data = np.round(samples * 32767).astype("<i2").tobytes()
-    with Store(str(path.parent)).writer(path.name) as stream, wave.open(stream, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(SAMPLE_RATE)
-        writer.writeframes(data)
+    Store(str(path.parent)).write(path.name, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
