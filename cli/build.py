@@ -1,4 +1,5 @@
-"""Turn talking-face videos into training shards. Run it again to resume or complete a dataset."""
+"""Turn talking-face videos into training shards. Run it again to resume, complete or change a dataset: what is up to
+date is kept. Without SOURCE the dataset's own source is used; without --config its own settings."""
 
 from __future__ import annotations
 
@@ -6,46 +7,44 @@ import argparse
 import json
 from dataclasses import asdict
 
-from cli.options import add_config_options, duration
+from cli.options import (
+    add_build_options,
+    build_overrides,
+    duration,
+    selection,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="folder of videos, LRS3 or LRS2 tree, or CSV/Parquet table")
-    parser.add_argument("dataset", help="folder of the dataset; made if it is not there")
-    parser.add_argument("--profile", choices=["offline"], help="which networks the stages run (default: offline)")
-    parser.add_argument("--layout", choices=["auto", "folder", "lrs3", "lrs2", "table"], help="how to read the source")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster instead of starting Ray here")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    add_config_options(parser, "pitch.fmax=500")
+    add_build_options(parser)
+    parser.add_argument("--drop-missing", action="store_true", help="take out clips that the source no longer has")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, as `f2v plan` does")
 
 
 def run(args: argparse.Namespace) -> int:
-    from pipeline.build import build
-    from pipeline.config import BuildConfig
-    from shards.config import load_config
+    if args.dry_run:
+        from cli import plan
 
-    overrides = list(args.set)
-    for key, value in (
-        ("profile", args.profile),
-        ("source.layout", args.layout),
-        ("run.ray_address", args.ray_address),
-    ):
-        if value is not None:
-            overrides.append(f"{key}={value}")
-    summary = build(args.source, args.dataset, load_config(BuildConfig, args.config, overrides))
+        return plan.run(args)
+    from pipeline.build import build
+    from pipeline.survey import settings
+
+    config = settings(args.dataset, args.config, build_overrides(args))
+    summary = build(args.source, args.dataset, config, selection(args), args.drop_missing)
     if args.json:
         print(json.dumps(asdict(summary)))
         return 0
     for note in summary.notes:
         print(note)
-    if not summary.changed and not summary.tasks:
+    if not summary.tasks and not summary.packed:
         print("nothing to do: every column and shard is there already")
     else:
         print(
             f"ran {summary.tasks} stage shards, kept {summary.kept}; packed {summary.packed} of {summary.shards} shards"
         )
     total = sum(summary.quarantined.values())
-    print(f"{summary.clips} clips ({duration(summary.seconds)}) in {summary.dataset}, {total} in quarantine")
+    pending = f", {summary.pending} not built yet" if summary.pending else ""
+    print(f"{summary.clips} clips ({duration(summary.seconds)}) in {summary.dataset}, {total} in quarantine{pending}")
     for reason, count in sorted(summary.quarantined.items()):
         print(f"  {count:>6}  {reason}")
     return 0

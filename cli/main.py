@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from shards.errors import UserError
@@ -16,12 +18,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
     "build": "videos -> shards",
+    "plan": "what a build would do, why, and its cost",
     "status": "what a dataset holds",
-    "verify": "check a dataset's shards",
+    "quarantine": "clips that are not in the shards, and why",
+    "verify": "check a dataset",
+    "gc": "objects that are no longer needed",
+    "export": "plain tars with chosen fields",
     "train": "train on a dataset's shards",
     "synthesize": "silent video -> speech",
     "demo": "the whole job on a synthetic corpus",
 }
+
+
+class Terminated(BaseException):
+    """SIGTERM: what a batch system sends before it kills."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
     module.configure(command)
     arguments = command.parse_args(options.arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(module.run(arguments))
     except UserError as error:
@@ -53,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("cli", "model", "pipeline", "shards"):
             raise
-        hint = "pip install 'faces2voices[demo]' has all that the commands need"
+        storage = error.name in ("obstore", "boto3")
+        hint = f"pip install 'faces2voices[{'s3' if storage else 'demo'}]' brings it"
         print(f"f2v {options.command}: the package {error.name!r} is not installed; {hint}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -61,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"f2v {options.command}: {where}{error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.selection import Selection
 
 
 def add_config_options(parser: argparse.ArgumentParser, example: str) -> None:
@@ -16,6 +20,39 @@ def add_config_options(parser: argparse.ArgumentParser, example: str) -> None:
         metavar="KEY=VALUE",
         help=f"override one key, e.g. {example}; repeatable",
     )
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """What `build` and `plan` have in common."""
+    parser.add_argument(
+        "source", nargs="?", help="folder of videos, LRS3 or LRS2 tree, or CSV/Parquet table; path, s3:// or gs://"
+    )
+    parser.add_argument("dataset", help="where the dataset lies or will lie; path, s3:// or gs://")
+    parser.add_argument("--profile", choices=["offline"], help="which networks the stages run (default: offline)")
+    parser.add_argument("--layout", choices=["auto", "folder", "lrs3", "lrs2", "table"], help="how to read the source")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster instead of starting Ray here")
+    parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="run this stage alone; repeatable")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all that follow from it")
+    parser.add_argument("--shards", metavar="RANGE", help="work on these shards alone: 3-7,9 or train:3-7,test:0")
+    parser.add_argument("--force", action="store_true", help="run the chosen stages even where they are up to date")
+    parser.add_argument(
+        "--requeue", action="append", default=[], metavar="REASON", help="try clips in quarantine again; repeatable"
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    add_config_options(parser, "pitch.fmax=500")
+
+
+def build_overrides(args: argparse.Namespace) -> list[str]:
+    """`--set` and the options that stand for a key."""
+    named = (("profile", args.profile), ("source.layout", args.layout), ("run.ray_address", args.ray_address))
+    return [*args.set, *(f"{key}={value}" for key, value in named if value is not None)]
+
+
+def selection(args: argparse.Namespace) -> Selection:
+    """What `--only` and its like pick. Raises UserError: no such stage or reason."""
+    from pipeline.selection import Selection
+
+    return Selection(tuple(args.only), args.start, args.shards, args.force, tuple(args.requeue))
 
 
 def duration(seconds: float) -> str:

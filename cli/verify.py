@@ -1,4 +1,4 @@
-"""Read every packed shard and check it: members, dtypes, shapes, lengths, finiteness, checksums and counts."""
+"""Check a dataset: every object of the manifest, the tables, conservation, and with --full (the default) every byte."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from cli.options import size
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset")
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--quick", action="store_true", help="names, sizes and counts alone")
+    depth.add_argument("--full", action="store_true", help="checksums and contents too, by reading all (the default)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from shards.verify import verify
 
-    verdict = verify(args.dataset)
+    verdict = verify(args.dataset, full=not args.quick)
     if args.json:
         print(json.dumps(asdict(verdict)))
     else:
-        for problem in verdict.problems:
-            print(problem)
+        for line in (*verdict.notes, *verdict.problems):
+            print(line)
         state = f"{len(verdict.problems)} problems" if verdict.problems else "all right"
         print(f"{args.dataset}: {verdict.shards} shards, {verdict.clips} clips, {size(verdict.bytes)}: {state}")
     return 1 if verdict.problems else 0

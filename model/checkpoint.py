@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
-from shards.storage import Store
+from shards.storage import open_store
 
 PREFIX, SUFFIX = "step-", ".pt"
 
@@ -39,7 +39,6 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `step-XXXXXXXX.pt` and drop all but the newest `keep`."""
-    store = Store(str(folder))
     name = f"{PREFIX}{checkpoint.step:08d}{SUFFIX}"
     state = {
         "step": checkpoint.step,
@@ -49,8 +48,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "model": checkpoint.model,
         "optimiser": checkpoint.optimiser,
     }
-    with store.writer(name) as stream:
-        torch.save(state, stream)
+    with open_store(str(folder)).draft() as draft:
+        torch.save(state, draft.stream)
+        draft.publish(name)
     for old in found(folder)[:-keep]:
         old.unlink()
     return folder / name

@@ -18,7 +18,7 @@ from shards.codec import encode
 from shards.config import load_config
 from shards.errors import UserError
 from shards.schema import FIELDS, SAMPLE_RATE
-from shards.storage import Store
+from shards.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def synthesize(
 
     from pipeline.prepare import visual_fields
 
-    fields = visual_fields(video, state.dataset["config"], state.dataset["weights"])
+    fields = visual_fields(video, state.dataset["profile"], state.dataset["stages"])
     batch = {
         "frames": torch.tensor([len(fields["lips"])]),
         "lips": torch.from_numpy(centre_lips(fields["lips"]))[None, None],
@@ -75,7 +75,7 @@ def synthesize(
     with torch.inference_mode():
         spoken = network.synthesize(batch, steps=steps, guidance=guidance, temperature=temperature, generator=noise)
     mel = spoken["mel"][0].T.numpy()
-    samples = griffin_lim(mel, state.dataset["config"]["mel"]["filterbank"], seed=seed)
+    samples = griffin_lim(mel, state.dataset["stages"]["mel"]["settings"]["filterbank"], seed=seed)
     samples = samples / max(1.0, float(np.abs(samples).max(initial=0)))
 
     sound = output.with_suffix(".wav")
@@ -105,4 +105,4 @@ def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
-    Store(str(path.parent)).write(path.name, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
+    open_store(str(path.parent)).write(path.name, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))

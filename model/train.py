@@ -23,8 +23,9 @@ from model.meter import Meter
 from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
 from shards.augment import generator
 from shards.config import Config
-from shards.dataset import Dataset, Index
+from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import Index
 from shards.progress import Progress
 from shards.reader import read_fields
 from shards.stream import TrainingStream
@@ -56,7 +57,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     stream = TrainingStream(uri, config.data, config.seed)
-    facts = dataset_facts(stream.index)
+    facts = dataset_facts(stream.index, config.data.split)
     shape = model_config(config, facts)
     state = checkpoint.load(folder) if checkpoint.found(folder) else None
     if state is not None:
@@ -199,9 +200,8 @@ def _same_run(
 ) -> None:
     """A run goes on only with what decides its results unchanged: settings, network and how the shards were made."""
     loose = ("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "data.workers", "model")
-    ours = {**_plain(config), "network": _plain(shape), "dataset": {**facts, "config": _content(facts["config"])}}
-    theirs = {**state.config, "network": state.shape}
-    theirs["dataset"] = {**state.dataset, "config": _content(state.dataset["config"])}
+    ours = {**_plain(config), "network": _plain(shape), "dataset": facts}
+    theirs = {**state.config, "network": state.shape, "dataset": state.dataset}
     mine, old = _flat(ours), _flat(theirs)
     odd = [key for key in sorted({*mine, *old}) if mine.get(key) != old.get(key)]
     odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in loose)]
@@ -211,11 +211,6 @@ def _same_run(
             f"{folder}: checkpoint of another configuration: {key} was {old.get(key)!r}, is {mine.get(key)!r}{more}; "
             "name another folder or set it back"
         )
-
-
-def _content(config: dict[str, Any]) -> dict[str, Any]:
-    """A build's settings without those that only arrange clips in shards."""
-    return {key: value for key, value in config.items() if key != "pack"}
 
 
 def _plain(config: Config) -> dict[str, Any]:

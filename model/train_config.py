@@ -10,8 +10,8 @@ from pydantic import Field
 
 from model.config import PRESETS, ModelConfig
 from shards.config import Config, load_config, merge
-from shards.dataset import Index
 from shards.errors import UserError
+from shards.manifest import Index
 from shards.stream import StreamConfig
 
 
@@ -80,13 +80,16 @@ def train_config(path: Path | None, overrides: Sequence[str]) -> TrainConfig:
     return load_config(TrainConfig, path, overrides, base=TINY if size == "tiny" else None)
 
 
-def dataset_facts(index: Index) -> dict[str, Any]:
-    """What a checkpoint remembers of its dataset: enough to prepare a new video in the same way."""
+def dataset_facts(index: Index, split: str) -> dict[str, Any]:
+    """What a checkpoint remembers of its dataset: enough to prepare a new video in the same way.
+
+    Raises:
+        UserError: the shards of the split were not all made in one way.
+    """
     return {
         "profile": index.profile,
         "widths": index.widths,
-        "weights": index.weights,
-        "config": index.config,
+        "stages": {stage: recipe.model_dump(mode="json") for stage, recipe in index.recipe(split).items()},
         "schema_version": index.schema_version,
     }
 
@@ -104,7 +107,7 @@ def model_config(config: TrainConfig, dataset: dict[str, Any]) -> ModelConfig:
         "identity_dim": dataset["widths"]["D_identity"],
         "expression_dim": dataset["widths"]["D_expression"],
         "timbre_dim": dataset["widths"]["D_timbre"],
-        "units": dataset["config"]["speech"]["clusters"],
+        "units": dataset["stages"]["speech"]["settings"]["clusters"],
     }
     for key in sorted(set(widths) & set(config.model)):
         raise UserError(f"model.{key} follows from the dataset ({widths[key]}); leave it out")

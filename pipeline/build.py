@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from pipeline.columns import Column
+from pipeline.codebook import fit, usable_codebook
+from pipeline.columns import load_column
+from pipeline.commit import commit_build, commit_clips
 from pipeline.config import BuildConfig
-from pipeline.pack import common_widths, disagreeing, pack_inputs, pack_shard, surviving
-from pipeline.plan import Plan, assign_shards, columns_of
-from pipeline.registry import STAGES, writers
-from pipeline.sources import Source, list_clips
-from pipeline.stage import Clip
-from pipeline.tables import check_conservation, make_tables
-from pipeline.work import Work
-from shards.dataset import (
-    CLIPS,
-    INDEX,
-    MANIFEST,
-    QUARANTINE,
-    ClipRow,
-    Dataset,
-    Index,
-    Manifest,
-    PackedShard,
-    QuarantineRow,
-)
+from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.pack import PackTask
+from pipeline.plan import Plan, make_plan
+from pipeline.registry import STAGES, make_stage
+from pipeline.selection import Selection
+from pipeline.stage import Reason
+from pipeline.stages.speech import Speech
+from pipeline.survey import Survey, survey
+from pipeline.work import Crew
 from shards.errors import UserError
-from shards.schema import FIELDS, SCHEMA_VERSION, VIDEO_RATE
+from shards.manifest import Codebook, Manifest, Recipe
+from shards.schema import VIDEO_RATE
+from shards.storage import Conflict, local_copy
 
-LOCK = ".lock"
+ROUNDS = 8
+"""How often a build takes up what other builds committed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +33,9 @@ class Summary:
     """What a build did.
 
     Attributes:
-        tasks: stage x shard units run; `kept` those that were there before.
+        tasks: columns computed; `kept` those that were there before.
         packed: packed shards written; `shards` all that the dataset has.
+        pending: clips of shards that lack a column.
         quarantined: reason code -> clips.
         changed: whether the dataset is another than before.
     """
@@ -54,164 +47,165 @@ class Summary:
     kept: int
     packed: int
     shards: int
+    pending: int
     quarantined: dict[str, int]
     changed: bool
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
-def build(source: str, uri: str, config: BuildConfig) -> Summary:
-    """Build or complete the dataset at `uri` from `source`.
+def build(
+    source: str | None,
+    uri: str,
+    config: BuildConfig,
+    selection: Selection | None = None,
+    drop_missing: bool = False,
+) -> Summary:
+    """Build or complete the dataset at `uri`, or the selected part of it.
 
-    Raises:
-        UserError: unusable source, a dataset of another profile or schema, a worker that keeps dying.
-    """
-    dataset = Dataset(uri)
-    _previous(dataset, config)
-    found = list_clips(source, config.source)
-    dataset.store.root.mkdir(parents=True, exist_ok=True)
-    with _alone(dataset):
-        return _build(dataset, found, config)
+    Whatever another build commits meanwhile is kept: the result is as if one had run after the other.
 
-
-def _build(dataset: Dataset, found: Source, config: BuildConfig) -> Summary:
-    previous = _previous(dataset, config)
-    shards = assign_shards(found.clips, config.pack.shard_clips, dataset.clips() if previous else ())
-    work = Work(dataset, config, shards)
-    codebook = work.codebook(previous)
-    plan = work.run(codebook)
-    index, written = _pack(dataset, config, shards, plan)
-    rows, refused = make_tables(dataset, shards, plan)
-    check_conservation(shards, index, refused)
-    manifest = _manifest(config, plan, codebook, shards)
-    changed = not _is_current(dataset, previous, manifest, index, rows, refused)
-    notes = [f"source layout: {found.layout}", *found.notes]
-    gone = {row.key for row in dataset.clips()} - {row.key for row in rows} if previous else set()
-    if gone:
-        notes.append(f"{len(gone)} clips of the last build are no longer in the source, e.g. {min(gone)}")
-    if changed:
-        dataset.write_rows(CLIPS, ClipRow, rows)
-        dataset.write_rows(QUARANTINE, QuarantineRow, refused)
-        dataset.write(INDEX, index)
-        dataset.write(MANIFEST, manifest)
-    frames = sum(clip.frames for shard in index.shards for clip in shard.clips)
-    return Summary(
-        dataset=dataset.uri,
-        clips=sum(len(shard.clips) for shard in index.shards),
-        seconds=frames / VIDEO_RATE,
-        tasks=work.ran,
-        kept=plan.done + len(plan.tasks) - work.ran,
-        packed=written,
-        shards=len(index.shards),
-        quarantined=dict(Counter(row.reason for row in refused)),
-        changed=changed,
-        notes=notes + _leftovers(dataset, index),
-    )
-
-
-@contextmanager
-def _alone(dataset: Dataset) -> Iterator[None]:
-    """Hold the dataset's lock; it ends with the process, however that ends.
+    Args:
+        source: where the clips are; None for where the dataset's last build found them.
+        drop_missing: take clips out of the dataset that the source no longer has.
 
     Raises:
-        UserError: another build holds it.
+        UserError: unusable source, a dataset of another profile or schema, clips that are gone from the source, a task
+            that failed for good.
     """
-    with open(dataset.store.path(LOCK), "a") as stream:
+    selection = selection or Selection()
+    for _ in range(ROUNDS):
+        there = survey(source, uri, config)
+        _refuse_losses(there, selection, drop_missing)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{dataset.uri}: another build is at work in this dataset; wait for it to end") from None
-        yield
+            return _build(commit_clips(there, config), config, selection)
+        except Conflict:
+            continue
+    raise UserError(f"{uri}: other builds keep committing to this dataset; what is done is kept, build again")
 
 
-def _leftovers(dataset: Dataset, index: Index) -> list[str]:
-    """A line on packed shards of earlier builds: a training run may still read them, a glob must not."""
-    current = {shard.name for shard in index.shards}
-    old = [f"train/{path.name}" for path in dataset.store.path("train").glob("*.tar")]
-    stale = sorted(set(old) - current)
-    if not stale:
-        return []
-    return [f"{len(stale)} shards of earlier builds are still in train/, e.g. {stale[0]}; see train/index.json"]
+def plan_build(there: Survey, config: BuildConfig, selection: Selection) -> tuple[Plan, dict[str, Recipe | None]]:
+    """What `build` would do, as far as it can be known before the centroids of the units are fitted."""
+    book = usable_codebook(there.manifest, config.speech, there.sizes)
+    recipes = stage_recipes(there, config, book)
+    again, _ = _again(there, selection)
+    return make_plan(recipes, there.shards, there.manifest, there.sizes, config.pack.fields, selection, again), recipes
 
 
-def _previous(dataset: Dataset, config: BuildConfig) -> Manifest | None:
-    if not dataset.exists():
-        root = dataset.store.root
-        known = {"columns", "codebooks", "train", CLIPS, QUARANTINE, LOCK}
-        names = [path.name for path in root.iterdir()] if root.is_dir() else []
-        foreign = sorted(name for name in names if name not in known and not name.startswith(".writing-"))
-        if root.exists() and not root.is_dir():
-            raise UserError(f"{dataset.uri}: is a file; name a folder for the dataset")
-        if foreign:
-            raise UserError(f"{dataset.uri}: holds other files ({foreign[0]} ...); name a new or empty folder")
-        return None
-    manifest = dataset.manifest()
-    if manifest.profile != config.profile:
-        raise UserError(f"{dataset.uri}: built with profile {manifest.profile}, not {config.profile}; use a new folder")
-    return manifest
+def stage_recipes(there: Survey, config: BuildConfig, book: Codebook | None) -> dict[str, Recipe | None]:
+    """Recipe of each stage; None for units whose centroids are not fitted yet."""
+    centroids = local_copy(there.dataset.store, book.name) if book else None
+    return {
+        kind.name: None
+        if kind is Speech and not (config.speech.centroids or centroids)
+        else recipe_of(make_stage(kind, config, centroids))
+        for kind in STAGES
+    }
 
 
-def _pack(dataset: Dataset, config: BuildConfig, shards: dict[str, list[Clip]], plan: Plan) -> tuple[Index, int]:
-    made = writers(STAGES)
-    fields = [name for name in FIELDS if name in config.pack.fields and name != "meta"]
-    stages = [kind.name for kind in STAGES if any(made[name] is kind for name in fields)]
-    before = {shard.shard: shard for shard in dataset.index().shards} if dataset.store.exists(INDEX) else {}
-    packed: list[PackedShard] = []
-    columns: list[Column] = []
-    written = 0
-    for shard, clips in shards.items():
-        # A clip that any stage refused is in no packed shard, whichever fields are packed.
-        everything = columns_of(dataset, plan, shard, list(plan.marks))
-        columns += everything
-        odd = {clip.key for clip, _ in disagreeing(everything, clips)}
-        alive = [clip for clip in surviving(everything, clips) if clip.key not in odd]
-        chosen = [column for column in everything if column.stage in stages]
-        old = before.get(shard)
-        fresh = old is not None and old.inputs == pack_inputs(chosen, fields, alive)
-        if old and fresh and dataset.store.size(old.name) == old.bytes:
-            packed.append(old)
-        elif alive:
-            packed.append(pack_shard(dataset, shard, chosen, fields, alive))
-            written += 1
-    index = Index(
-        schema_version=SCHEMA_VERSION,
-        profile=config.profile,
-        fields=["meta", *fields],
-        widths=common_widths(columns),
-        weights=plan.weights,
-        config=_record(config),
-        shards=packed,
+def _build(there: Survey, config: BuildConfig, selection: Selection) -> Summary:
+    dataset, manifest = there.dataset, there.manifest
+    book = usable_codebook(manifest, config.speech, there.sizes)
+    recipes = stage_recipes(there, config, book)
+    again, notes = _again(there, selection)
+    with Crew(dataset, config, there.shards) as crew:
+        if recipes["speech"] is None and "speech" in selection.stages():
+            book = _fit(there, config, recipes, crew)
+            if book:
+                recipes = stage_recipes(there, config, book)
+            else:
+                # Without sound there is no clip that units could be made for: all are refused by the audio stage.
+                recipes = {name: recipe for name, recipe in recipes.items() if recipe}
+        plan = make_plan(recipes, there.shards, manifest, there.sizes, config.pack.fields, selection, again)
+        packs = [
+            PackTask(
+                shard=shard,
+                inputs=pack.inputs,
+                reads=pack.marks,
+                recipes={stage: _recipe_key(plan, recipes, stage, shard) for stage in pack.marks},
+                fields=tuple(name for name in config.pack.fields if name != "meta"),
+            )
+            for shard, pack in plan.packs.items()
+            if pack.run
+        ]
+        tasks = plan.tasks()
+        crew.run([*tasks, *packs], book.name if book else None)
+    book = book or (manifest.codebook if manifest else None)
+    after, changed = commit_build(there, config, plan, recipes, crew.columns, crew.packed, book)
+    kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())
+    return _summary(there, after, plan, crew, kept + len(tasks), changed, notes)
+
+
+def _fit(there: Survey, config: BuildConfig, recipes: Mapping[str, Recipe | None], crew: Crew) -> Codebook | None:
+    """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
+    stages = {"audio": recipes["audio"]}
+    plan = make_plan(stages, there.shards, there.manifest, there.sizes, config.pack.fields, Selection())
+    crew.run(plan.tasks(), None)
+    marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
+    return fit(there.dataset, marks, config.speech)
+
+
+def _recipe_key(plan: Plan, recipes: Mapping[str, Recipe | None], stage: str, shard: str) -> str:
+    cell, recipe = plan.cells[stage][shard], recipes[stage]
+    if cell.ref is not None and not cell.run:
+        return cell.ref.recipe
+    assert recipe is not None, f"{stage} runs without a recipe"
+    return recipe_key(recipe)
+
+
+def _refuse_losses(there: Survey, selection: Selection, drop_missing: bool) -> None:
+    if not there.gone:
+        return
+    some = f"{len(there.gone)} clips of the dataset, e.g. {there.gone[0]}"
+    if not drop_missing:
+        raise UserError(
+            f"{there.source}: does not have {some}; name a source that has all clips, or add --drop-missing to take "
+            "them out of the dataset"
+        )
+    if selection != Selection():
+        raise UserError(f"--drop-missing takes out {some}; do that without narrowing the build")
+    there.notes.append(f"taken out of the dataset, since the source no longer has them: {some}")
+
+
+def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], list[str]]:
+    """(stage, shard) that refused clips for the reasons to be tried again, and a note where there are none."""
+    if not selection.requeue or there.manifest is None:
+        return set(), []
+    rows = [row for row in there.dataset.quarantine(there.manifest) if row.reason in selection.requeue]
+    found = set()
+    for shard in sorted({row.shard for row in rows} & set(there.shards)):
+        for stage, refs in there.manifest.columns.items():
+            ref = refs.get(shard)
+            column = load_column(there.dataset, stage, shard, ref.fingerprint) if ref and ref.refused else None
+            if column and any(refusal.reason.value in selection.requeue for refusal in column.refused):
+                found.add((stage, shard))
+    return found, [] if found else [f"no clip is in quarantine for {', '.join(selection.requeue)}"]
+
+
+def _summary(
+    there: Survey, manifest: Manifest, plan: Plan, crew: Crew, known: int, changed: bool, notes: list[str]
+) -> Summary:
+    notes = [*there.notes, *notes]
+    for stage, reasons in plan.left().items():
+        for why, count in reasons.items():
+            notes.append(f"left as it is: {stage} of {count} shards ({why})")
+    quarantined: Counter[str] = Counter()
+    for pack in manifest.packs.values():
+        quarantined.update(pack.refused)
+    if quarantined[Reason.FAULT.value]:
+        notes.append(
+            f"{quarantined[Reason.FAULT.value]} clips failed for no fault of theirs; --requeue fault tries again"
+        )
+    packs = manifest.packs
+    return Summary(
+        dataset=there.dataset.uri,
+        clips=sum(pack.clips for pack in packs.values()),
+        seconds=sum(pack.frames for pack in packs.values()) / VIDEO_RATE,
+        tasks=crew.ran,
+        kept=max(0, known - crew.ran),
+        packed=crew.packs,
+        shards=sum(pack.name is not None for pack in packs.values()),
+        pending=sum(count for shard, count in manifest.shards.items() if shard not in packs),
+        quarantined=dict(sorted(quarantined.items())),
+        changed=changed,
+        notes=notes,
     )
-    return index, written
-
-
-def _is_current(
-    dataset: Dataset,
-    previous: Manifest | None,
-    manifest: Manifest,
-    index: Index,
-    rows: list[ClipRow],
-    refused: list[QuarantineRow],
-) -> bool:
-    """Whether the dataset says all this already; a build that died between its last writes leaves them unequal."""
-    if previous != manifest or not all(map(dataset.store.exists, (CLIPS, QUARANTINE, INDEX))):
-        return False
-    return dataset.index() == index and dataset.clips() == rows and dataset.quarantine() == refused
-
-
-def _manifest(
-    config: BuildConfig, plan: Plan, codebook: dict[str, str] | None, shards: dict[str, list[Clip]]
-) -> Manifest:
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        profile=config.profile,
-        splits=sorted({shard.rsplit("-", 1)[0] for shard in shards}),
-        columns=plan.marks,
-        weights=plan.weights,
-        codebook=codebook,
-        config=_record(config),
-    )
-
-
-def _record(config: BuildConfig) -> dict[str, Any]:
-    """The configuration as stored: what decides content, not how or where it ran."""
-    return config.model_dump(mode="json", exclude={"run", "source"})

@@ -1,27 +1,64 @@
-"""The dataset's own k-means centroids, fitted on the sound of its training clips."""
+"""The dataset's own k-means centroids, fitted on the sound of its training clips.
+
+They stay while the settings of their fit stay, so that adding clips does not change the units of the others.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from pipeline.columns import Column, read_members
-from pipeline.stages.speech import SpeechConfig
+from pipeline.columns import Column, load_column, read_members
+from pipeline.fingerprint import weights_digest
+from pipeline.stages.speech import Speech, SpeechConfig
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import Codebook, Manifest, split_of
 from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
 
 
-def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig, name: str) -> None:
-    """Fit centroids on the `audio` columns given and store them as the object `name`, npy float32 [clusters, D].
+def fit_key(config: SpeechConfig) -> str:
+    """Hash of all that decides a fit but the sound."""
+    weights = weights_digest(Speech(config.model_copy(update={"centroids": None})).weights())
+    identity = {**config.model_dump(exclude={"centroids"}), "weights": weights}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def usable_codebook(manifest: Manifest | None, config: SpeechConfig, names: Collection[str]) -> Codebook | None:
+    """The dataset's codebook, if it was fitted with these settings and its object is there."""
+    book = manifest.codebook if manifest else None
+    return book if book and book.name in names and book.fit == fit_key(config) else None
+
+
+def fit(dataset: Dataset, marks: dict[str, str], config: SpeechConfig) -> Codebook | None:
+    """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
+    build that was stopped did so; None without any sound.
+
+    Args:
+        marks: shard -> fingerprint of its `audio` column.
 
     Raises:
         UserError: fewer frames of sound than clusters.
     """
+    found = [load_column(dataset, "audio", shard, mark) for shard, mark in marks.items()]
+    usable = [column for column in found if column and column.clips]
+    columns = [column for column in usable if split_of(column.task.shard) == "train"] or usable
+    if not columns:
+        return None
+    key = fit_key(config)
+    inputs = hashlib.sha256("".join([key, *(column.sha256 for column in columns)]).encode()).hexdigest()[:16]
+    name = f"codebooks/units-{inputs}.npy"
+    if not dataset.store.exists(name):
+        _fit(dataset, columns, config, name)
+    return Codebook(name=name, fit=key)
+
+
+def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig, name: str) -> None:
     import torch
 
     from pipeline.networks.whisper import load_encoder
@@ -50,8 +87,9 @@ def fit_from_columns(dataset: Dataset, columns: Sequence[Column], config: Speech
             f"of {report.variance:.3g}, {report.dead} dead, perplexity {report.perplexity:.1f}"
         )
     torch.set_num_threads(threads)
-    with dataset.store.writer(name) as stream:
-        save_codebook(stream, centroids)
+    with dataset.store.draft() as draft:
+        save_codebook(draft.stream, centroids)
+        draft.publish(name)
 
 
 def _sample(clips: list[tuple[Column, str]], frames: int) -> list[tuple[Column, str]]:

@@ -1,13 +1,11 @@
 """Columns: one stage's fields for the clips of one shard, as an immutable WebDataset tar named by its fingerprint.
 
-Beside each `columns/<stage>/<shard>-<fingerprint>.tar` lies a `.json` record with the clips that are in, the ones that
-were refused and why, the byte offsets, and what it took. The record is written last: a column exists when it does.
+Beside each tar lies a `.json` record with the clips that are in, the ones that were refused and why, the byte offsets,
+and what it took. The record is written last: a column exists when it does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,8 +18,32 @@ from shards.codec import decode, encode
 from shards.config import Config
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import ColumnRef, Recipe, column_record, column_tar
 from shards.schema import FIELDS, SCHEMA_VERSION, SchemaError, check_sample, frames_of
+from shards.storage import Conflict
 from shards.tar import write_tar
+
+READ_AHEAD = 8 << 20
+"""Bytes of a column that are read at once."""
+
+
+class Task(Config):
+    """One stage over one shard.
+
+    Attributes:
+        fingerprint: of the column to make.
+        reads: upstream stage -> fingerprint of the column to read.
+        media: digest of the shard's clips, for stages that decode media; else empty.
+        attempt: counts from 1.
+    """
+
+    stage: str
+    shard: str
+    fingerprint: str
+    recipe: Recipe
+    reads: dict[str, str]
+    media: str
+    attempt: int
 
 
 class Refused(Config):
@@ -41,13 +63,10 @@ class ColumnClip(Config):
 
 
 class Column(Config):
-    """Record of a column object; `widths` are the named widths (`D_identity` ...) that its values have."""
+    """Record of a column; `widths` are the named widths (`D_identity` ...) that its values have."""
 
     schema_version: int
-    stage: str
-    shard: str
-    fingerprint: str
-    weights: str
+    task: Task
     clips: dict[str, ColumnClip]
     refused: list[Refused]
     widths: dict[str, int]
@@ -55,38 +74,25 @@ class Column(Config):
     bytes: int
     seconds: float
 
+    @property
+    def tar(self) -> str:
+        """Object name of its tar."""
+        return column_tar(self.task.stage, self.task.shard, self.task.fingerprint, self.sha256)
 
-def column_name(stage: str, shard: str, fingerprint: str) -> str:
-    """Object name without its ending."""
-    return f"columns/{stage}/{shard}-{fingerprint}"
-
-
-def fingerprint(stage: Stage[Any], weights: str, upstream: dict[str, str], clips: Sequence[Clip]) -> str:
-    """Hash of all that decides a column's content.
-
-    Args:
-        weights: digest of the stage's network files.
-        upstream: stage name -> fingerprint of the columns that it reads.
-        clips: of the shard; only stages that decode media depend on them directly, by content and cut.
-
-    Paths in the configuration do not count: the content of the files they name does, through `weights`.
-    """
-    settings = {key: value for key, value in stage.config.model_dump().items() if not key_is_path(stage, key)}
-    identity = {
-        "schema": SCHEMA_VERSION,
-        "stage": stage.name,
-        "version": stage.version,
-        "config": settings,
-        "weights": weights,
-        "upstream": upstream,
-        "media": [(clip.key, clip.digest, clip.start, clip.end) for clip in clips] if stage.media else None,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-
-
-def key_is_path(stage: Stage[Any], key: str) -> bool:
-    """Whether a configuration key names a file."""
-    return "Path" in str(type(stage.config).model_fields[key].annotation)
+    def ref(self, recipe: str) -> ColumnRef:
+        """What the manifest says of it; `recipe` is the recipe's key there."""
+        return ColumnRef(
+            fingerprint=self.task.fingerprint,
+            recipe=recipe,
+            reads=self.task.reads,
+            media=self.task.media,
+            attempt=self.task.attempt,
+            sha256=self.sha256,
+            bytes=self.bytes,
+            clips=len(self.clips),
+            refused=len(self.refused),
+            seconds=self.seconds,
+        )
 
 
 def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column | None:
@@ -95,33 +101,25 @@ def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column |
     Raises:
         UserError: the record is damaged.
     """
-    name = column_name(stage, shard, mark) + ".json"
+    name = column_record(stage, shard, mark)
     try:
-        data = dataset.store.read(name)
+        column = Column.model_validate_json(dataset.store.read(name))
     except FileNotFoundError:
         return None
-    try:
-        column = Column.model_validate_json(data)
-        return column if dataset.store.size(column_name(stage, shard, mark) + ".tar") == column.bytes else None
     except ValidationError as error:
         raise UserError(
             f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it and build again"
         ) from None
+    found = dataset.store.find(column.tar)
+    return column if found and found.size == column.bytes else None
 
 
 def build_column(
-    dataset: Dataset,
-    stage: Stage[Any],
-    weights: str,
-    shard: str,
-    mark: str,
-    clips: Sequence[Clip],
-    reads: Sequence[Column],
+    dataset: Dataset, stage: Stage[Any], task: Task, clips: Sequence[Clip], reads: Sequence[Column]
 ) -> Column:
     """Run a stage over a shard and publish its column.
 
     Args:
-        mark: the column's fingerprint.
         clips: the shard's clips, ordered by key; the ones that a column in `reads` lacks are skipped.
         reads: records of the columns that hold the fields the stage reads.
 
@@ -143,16 +141,13 @@ def build_column(
             frames[key] = encoded[0]
             yield from ((f"{key}.{suffix}", data) for suffix, data in sorted(encoded[1].items()))
 
-    name = column_name(stage.name, shard, mark)
-    with dataset.store.writer(name + ".tar") as stream:
-        written = write_tar(stream, members())
+    with dataset.store.draft() as draft:
+        written = write_tar(draft.stream, members())
+        draft.publish(column_tar(task.stage, task.shard, task.fingerprint, written.sha256))
     places = {member.name: (member.offset, member.size) for member in written.members}
     column = Column(
         schema_version=SCHEMA_VERSION,
-        stage=stage.name,
-        shard=shard,
-        fingerprint=mark,
-        weights=weights,
+        task=task,
         clips={
             key: ColumnClip(
                 frames=count,
@@ -166,7 +161,21 @@ def build_column(
         bytes=written.bytes,
         seconds=round(time.perf_counter() - begin, 3),
     )
-    dataset.write(name + ".json", column)
+    return _publish(dataset, column)
+
+
+def _publish(dataset: Dataset, column: Column) -> Column:
+    """Write the record, unless another build did this task meanwhile: the first one to finish counts."""
+    task = column.task
+    name = column_record(task.stage, task.shard, task.fingerprint)
+    data = column.model_dump_json().encode()
+    try:
+        dataset.store.swap(name, data, None)
+    except Conflict:
+        earlier = load_column(dataset, task.stage, task.shard, task.fingerprint)
+        if earlier is not None:
+            return earlier
+        dataset.store.write(name, data)
     return column
 
 
@@ -176,28 +185,31 @@ def read_members(
     """Stored bytes of the fields `names` of each clip in `keys`, in order.
 
     Raises:
-        UserError: the column is shorter than its record says.
+        UserError: the column is missing or shorter than its record says.
     """
-    path = column_name(column.stage, column.shard, column.fingerprint) + ".tar"
-    with open(dataset.store.path(path), "rb") as stream:
-        for key in keys:
-            found: dict[str, bytes] = {}
-            for name in names:
-                offset, size = column.clips[key].members[name]
-                stream.seek(offset)
-                found[name] = stream.read(size)
-                if len(found[name]) != size:
-                    raise UserError(
-                        f"{dataset.uri}/{path}: cut at {key}.{name}; delete its .json record and build again"
-                    )
-            yield found
+    done = 0
+    while done < len(keys):
+        total, stop = 0, done
+        while stop < len(keys) and (stop == done or total < READ_AHEAD):
+            total += sum(column.clips[keys[stop]].members[name][1] for name in names)
+            stop += 1
+        places = [column.clips[key].members[name] for key in keys[done:stop] for name in names]
+        try:
+            data = iter(dataset.store.read_ranges(column.tar, places))
+        except FileNotFoundError:
+            raise UserError(f"{dataset.uri}/{column.tar}: gone since the build began; build again") from None
+        for _ in keys[done:stop]:
+            yield {name: next(data) for name in names}
+        done = stop
 
 
 def _items(dataset: Dataset, stage: Stage[Any], clips: Sequence[Clip], reads: Sequence[Column]) -> Iterator[Item]:
     alive = [clip for clip in clips if all(clip.key in column.clips for column in reads)]
     keys = [clip.key for clip in alive]
-    wanted = {column.stage: [name for name in stage.reads if FIELDS[name].stage == column.stage] for column in reads}
-    streams = [read_members(dataset, column, keys, wanted[column.stage]) for column in reads]
+    streams = [
+        read_members(dataset, column, keys, [name for name in stage.reads if FIELDS[name].stage == column.task.stage])
+        for column in reads
+    ]
     for clip in alive:
         raw: dict[str, bytes] = {}
         for stream in streams:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, BinaryIO, NoReturn
 
 import av
@@ -20,6 +21,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from pipeline.stage import Reason, Reject
+from shards.storage import is_remote, local_path, open_uri
 
 FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wav"
 """Demuxers that may run: containers that hold their streams in themselves."""
@@ -27,6 +29,8 @@ INDEXED = ("mov", "matroska")
 """Demuxers whose seek lands on a key frame by an index, so that a seek never changes what is decoded."""
 MAX_PIXELS = 7680 * 4320
 """Largest picture decoded: 100 MB as RGB. A header may claim more than any memory holds."""
+MAX_FETCH = 128 << 20
+"""Objects in a bucket up to this size are fetched whole before they are decoded."""
 _MAX_MISSING = Fraction(1, 4)
 """Seconds, plus 2 % of the length, that a stream may end before its header says."""
 
@@ -36,15 +40,30 @@ def _refuse(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
 
 
 def _open_file(uri: str) -> BinaryIO:
-    """Byte stream of a local file: the one place that another storage would be added to."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
-        raise Reject(Reason.UNREADABLE, f"{uri}: only local paths can be decoded; copy the file to a disk")
+    """Byte stream of a file on disk or in a bucket. Raises StorageError: the bucket refuses or does not answer."""
     try:
-        if not stat.S_ISREG(os.stat(uri).st_mode):
+        if is_remote(uri):
+            return _fetch(uri)
+        if not stat.S_ISREG(os.stat(local_path(uri)).st_mode):
             raise Reject(Reason.UNREADABLE, f"{uri}: not a regular file")
-        return open(uri, "rb")
+        return open(local_path(uri), "rb")
     except (OSError, ValueError) as error:
         raise Reject(Reason.UNREADABLE, f"{uri}: cannot be read ({detail(error)}); check the path") from None
+
+
+def _fetch(uri: str) -> BinaryIO:
+    """An object whole, since a stage opens a clip several times and demuxers jump about; a large one by ranges."""
+    store, name = open_uri(uri)
+    found = store.find(name)
+    if found is None:
+        raise FileNotFoundError("no such object")
+    return BytesIO(_bytes(uri, found.stamp)) if found.size <= MAX_FETCH else store.open(name)
+
+
+@lru_cache(maxsize=1)
+def _bytes(uri: str, stamp: str) -> bytes:
+    store, name = open_uri(uri)
+    return store.read(name)
 
 
 @contextmanager

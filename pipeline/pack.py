@@ -1,116 +1,198 @@
-"""Packed shards: all fields of a clip side by side in one WebDataset tar, named by its own digest."""
+"""Packed shards: all fields of a clip side by side in one WebDataset tar, named by its own digest.
+
+Beside it goes a record of what became of every clip of the shard, so that a build that dies between packing and
+committing packs nothing twice.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from pipeline.columns import Column, read_members
-from pipeline.stage import Clip
+from pipeline.stage import Clip, Reason
 from shards.codec import encode
-from shards.dataset import Dataset, PackedClip, PackedShard
+from shards.config import Config
+from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import PackedClip, PackedShard, PackRef, pack_record, split_of
 from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.tar import write_tar
 
 
-def pack_inputs(columns: Sequence[Column], fields: Sequence[str], clips: Sequence[Clip]) -> str:
-    """Hash of all that decides a packed shard: columns, chosen fields and what goes into `meta`."""
-    identity = {
-        "schema": SCHEMA_VERSION,
-        "columns": [(column.stage, column.fingerprint) for column in columns],
-        "fields": list(fields),
-        "clips": [(clip.key, clip.digest, clip.split, clip.speaker, clip.text) for clip in clips],
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+class PackTask(Config):
+    """Packing of one shard.
+
+    Attributes:
+        inputs: hash of all that follows and of the clips.
+        reads: stage -> fingerprint of its column, for every stage in order.
+        recipes: stage -> key of its recipe.
+        fields: to be packed besides `meta`.
+    """
+
+    shard: str
+    inputs: str
+    reads: dict[str, str]
+    recipes: dict[str, str]
+    fields: tuple[str, ...]
+    stage: Literal["pack"] = "pack"
 
 
-def surviving(columns: Sequence[Column], clips: Sequence[Clip]) -> list[Clip]:
-    """The clips that are in every column, in order."""
-    return [clip for clip in clips if all(clip.key in column.clips for column in columns)]
+class Loss(Config):
+    """Why a clip is not in the packed shard; the first stage that refused it speaks."""
+
+    stage: str
+    reason: Reason
+    message: str
+    traceback: str
+    attempt: int
 
 
-def disagreeing(columns: Sequence[Column], clips: Sequence[Clip]) -> list[tuple[Clip, dict[str, int]]]:
-    """Clips whose columns do not have one length, with each stage's F."""
-    odd = []
-    for clip in surviving(columns, clips):
-        frames = {column.stage: column.clips[clip.key].frames for column in columns}
-        if len(set(frames.values())) != 1:
-            odd.append((clip, frames))
-    return odd
+class Packed(Config):
+    """Record of a shard: what was packed and what was lost; `widths` are the named widths of its fields."""
+
+    schema_version: int
+    shard: str
+    inputs: str
+    packed: PackedShard | None
+    lost: dict[str, Loss]
+    widths: dict[str, int]
+    seconds: float
+
+    def ref(self) -> PackRef:
+        """What the manifest says of it."""
+        shard = self.packed
+        return PackRef(
+            inputs=self.inputs,
+            name=shard.name if shard else None,
+            sha256=shard.sha256 if shard else "",
+            bytes=shard.bytes if shard else 0,
+            clips=len(shard.clips) if shard else 0,
+            frames=sum(clip.frames for clip in shard.clips) if shard else 0,
+            refused=dict(sorted(Counter(loss.reason.value for loss in self.lost.values()).items())),
+            seconds=self.seconds,
+        )
 
 
-def pack_shard(
-    dataset: Dataset, shard: str, columns: Sequence[Column], fields: Sequence[str], clips: Sequence[Clip]
-) -> PackedShard:
-    """Write `train/<shard>-<digest>.tar`.
+def load_packed(dataset: Dataset, shard: str, inputs: str) -> Packed | None:
+    """The record of a packed shard, or None where it or its tar is missing or cut.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    name = pack_record(shard, inputs)
+    try:
+        record = Packed.model_validate_json(dataset.store.read(name))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise UserError(
+            f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it and build again"
+        ) from None
+    if record.packed is None:
+        return record
+    found = dataset.store.find(record.packed.name)
+    return record if found and found.size == record.packed.bytes else None
+
+
+def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: Sequence[Clip]) -> Packed:
+    """Write `train/<shard>-<digest>.tar` and its record.
 
     Args:
-        columns: records of the columns that hold `fields`.
-        fields: names of the fields to pack besides `meta`.
-        clips: the shard's clips that are in all columns with one length, ordered by key.
+        columns: records of the columns in `task.reads`.
+        clips: of the shard, ordered by key. A clip that any stage refused is left out, whichever fields are packed.
 
     The bytes depend on the columns' bytes and on the clips alone.
+
+    Raises:
+        UserError: a column is missing or cut.
     """
-    split = shard.rsplit("-", 1)[0]
+    begin = time.perf_counter()
+    lost = _losses(columns, clips)
+    kept = [clip for clip in clips if clip.key not in lost]
+    packed = _write(dataset, task, columns, kept) if kept else None
+    record = Packed(
+        schema_version=SCHEMA_VERSION,
+        shard=task.shard,
+        inputs=task.inputs,
+        packed=packed,
+        lost=lost,
+        widths={name: width for column in columns for name, width in column.widths.items()},
+        seconds=round(time.perf_counter() - begin, 3),
+    )
+    dataset.store.write(pack_record(task.shard, task.inputs), record.model_dump_json().encode())
+    return record
+
+
+def _losses(columns: Sequence[Column], clips: Sequence[Clip]) -> dict[str, Loss]:
+    lost: dict[str, Loss] = {}
+    for column in columns:
+        for refusal in column.refused:
+            # Two branches (picture, sound) may refuse the same clip; the first stage in order speaks.
+            detail = (refusal.reason, refusal.message, refusal.traceback, column.task.attempt)
+            lost.setdefault(refusal.key, _loss(column.task.stage, *detail))
+    for clip in clips:
+        if clip.key in lost:
+            continue
+        missing = [column.task.stage for column in columns if clip.key not in column.clips]
+        if missing:
+            raise RuntimeError(f"{clip.key}: neither kept nor refused by {missing}")
+        frames = {column.task.stage: column.clips[clip.key].frames for column in columns}
+        if len(set(frames.values())) != 1:
+            message = f"stages disagree on the number of video frames: {frames}"
+            lost[clip.key] = _loss("pack", Reason.AUDIO_LENGTH, message, "", 1)
+    return lost
+
+
+def _loss(stage: str, reason: Reason, message: str, traceback: str, attempt: int) -> Loss:
+    return Loss(stage=stage, reason=reason, message=message, traceback=traceback, attempt=attempt)
+
+
+def _write(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: Sequence[Clip]) -> PackedShard:
     keys = [clip.key for clip in clips]
-    wanted = {column.stage: [name for name in fields if FIELDS[name].stage == column.stage] for column in columns}
-    streams = [read_members(dataset, column, keys, wanted[column.stage]) for column in columns]
+    wanted = {column.task.stage: [n for n in task.fields if FIELDS[n].stage == column.task.stage] for column in columns}
+    streams = [
+        read_members(dataset, column, keys, wanted[column.task.stage])
+        for column in columns
+        if wanted[column.task.stage]
+    ]
+    lengths = {key: columns[0].clips[key].frames for key in keys}
 
     def members() -> Iterator[tuple[str, bytes]]:
         for clip in clips:
-            frames = columns[0].clips[clip.key].frames
-            sample = {FIELDS["meta"].suffix: encode(FIELDS["meta"], _meta(clip, frames))}
+            sample = {FIELDS["meta"].suffix: encode(FIELDS["meta"], _meta(clip, lengths[clip.key]))}
             for stream in streams:
                 sample.update({FIELDS[name].suffix: data for name, data in next(stream).items()})
             yield from ((f"{clip.key}.{suffix}", data) for suffix, data in sorted(sample.items()))
 
-    # The name holds the digest, which is known once all is written.
-    with tempfile.TemporaryFile() as spool:
-        written = write_tar(spool, members())
-        spool.seek(0)
-        name = f"train/{shard}-{written.sha256[:12]}.tar"
-        with dataset.store.writer(name) as stream:
-            shutil.copyfileobj(spool, stream, 1 << 20)
+    with dataset.store.draft() as draft:
+        written = write_tar(draft.stream, members())
+        name = f"train/{task.shard}-{written.sha256[:12]}.tar"
+        draft.publish(name)
     places = {member.name: (member.offset, member.size) for member in written.members}
     return PackedShard(
         name=name,
-        shard=shard,
-        split=split,
+        shard=task.shard,
+        split=split_of(task.shard),
         sha256=written.sha256,
         bytes=written.bytes,
-        inputs=pack_inputs(columns, fields, clips),
+        recipes=task.recipes,
         clips=[
             PackedClip(
-                key=clip.key,
-                frames=columns[0].clips[clip.key].frames,
-                members={name: places[f"{clip.key}.{FIELDS[name].suffix}"] for name in ("meta", *fields)},
+                key=key,
+                frames=lengths[key],
+                members={name: places[f"{key}.{FIELDS[name].suffix}"] for name in ("meta", *task.fields)},
             )
-            for clip in clips
+            for key in keys
         ],
     )
 
 
-def common_widths(columns: Sequence[Column]) -> dict[str, int]:
-    """Named widths (`D_identity` ...) of all columns.
-
-    Raises:
-        UserError: two columns disagree, so networks of different kinds were mixed.
-    """
-    widths: dict[str, int] = {}
-    for column in columns:
-        for name, width in column.widths.items():
-            if widths.setdefault(name, width) != width:
-                raise UserError(
-                    f"{column.stage}: {name} is {width} in shard {column.shard} and {widths[name]} before it"
-                )
-    return widths
-
-
-def _meta(clip: Clip, frames: int) -> dict[str, str | int]:
+def _meta(clip: Clip, frames: int) -> dict[str, Any]:
     return {
         "key": clip.key,
         "split": clip.split,

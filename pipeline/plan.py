@@ -1,138 +1,182 @@
-"""What a build has to do: shards, the graph of stages, and the work whose result does not exist yet."""
+"""What a build has to do: for every stage and shard, whether its column is up to date, and if not, why.
+
+Nothing here touches storage: the plan follows from the manifest, a listing of objects, the clips and the settings.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from pipeline.columns import Column, fingerprint, load_column
-from pipeline.config import BuildConfig
-from pipeline.registry import STAGES, StageClass, upstream, writers
-from pipeline.stage import Clip, Reason, Stage
-from shards.config import Config
-from shards.dataset import ClipRow, Dataset
-from shards.errors import UserError
-from shards.storage import file_sha256
+from pipeline.columns import Task
+from pipeline.fingerprint import fingerprint, media_digest, pack_inputs, recipe_key
+from pipeline.registry import STAGES, upstream, writers
+from pipeline.selection import Selection
+from pipeline.stage import Clip
+from shards.manifest import (
+    ColumnRef,
+    Manifest,
+    PackRef,
+    Recipe,
+    column_record,
+    column_tar,
+    difference,
+    pack_record,
+)
+
+State = Literal["fresh", "stored", "stale", "missing"]
 
 
-class Task(Config):
+@dataclass(frozen=True)
+class Cell:
     """One stage over one shard.
 
     Attributes:
-        reads: stage name -> fingerprint of the columns it reads.
+        state: `fresh` is current and right; `stored` was computed by a build that did not come to its commit.
+        why: in words, where it is not fresh.
+        task: what would be run; None where it cannot be known yet.
+        run: whether this build runs it.
+        ref: the column that is current now.
     """
 
-    stage: str
-    shard: str
-    fingerprint: str
-    weights: str
-    reads: dict[str, str]
+    state: State
+    why: str
+    task: Task | None
+    run: bool
+    ref: ColumnRef | None
+
+    @property
+    def mark(self) -> str | None:
+        """Fingerprint of the column that is current after the build; None for none, or one not known yet."""
+        if self.run or self.state == "fresh":
+            return self.task.fingerprint if self.task else None
+        return self.ref.fingerprint if self.ref else None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What a shard is packed from; `run` where that is not there yet."""
+
+    inputs: str
+    marks: dict[str, str]
+    run: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Fingerprint of every stage x shard, and the tasks to run in dependency order."""
+    """Cells by stage and shard, and packs by shard; a shard that lacks a column after the build has no pack."""
 
-    marks: dict[str, dict[str, str]]
-    weights: dict[str, str]
-    tasks: list[Task]
-    done: int
+    cells: dict[str, dict[str, Cell]]
+    packs: dict[str, Pack] = field(default_factory=dict)
 
+    def tasks(self) -> list[Task]:
+        """What to run, in an order in which everything comes after what it reads."""
+        return [cell.task for row in self.cells.values() for cell in row.values() if cell.run and cell.task]
 
-def make_stage(kind: StageClass, config: BuildConfig, centroids: Path | None) -> Stage[Any]:
-    """A stage with its section of the configuration; `centroids` are the dataset's own when the section names none."""
-    section = getattr(config, kind.name)
-    if kind.name == "speech" and section.centroids is None:
-        section = section.model_copy(update={"centroids": centroids})
-    return kind(section)
-
-
-def assign_shards(clips: Sequence[Clip], shard_clips: int, previous: Iterable[ClipRow]) -> dict[str, list[Clip]]:
-    """Shard name -> its clips ordered by key.
-
-    A clip known from `previous` stays in its shard, so that adding clips leaves the shards before them alone. New
-    clips fill new shards, per split, in the order of a hash of their keys: neighbours in the source (one speaker, one
-    video) spread over shards.
-    """
-    homes = {row.key: row.shard for row in previous}
-    shards: dict[str, list[Clip]] = {}
-    fresh: dict[str, list[Clip]] = {}
-    for clip in clips:
-        home = homes.get(clip.key)
-        if home is not None and home.rsplit("-", 1)[0] == clip.split:
-            shards.setdefault(home, []).append(clip)
-        else:
-            fresh.setdefault(clip.split, []).append(clip)
-    for split, members in fresh.items():
-        members.sort(key=lambda clip: hashlib.sha256(clip.key.encode()).digest())
-        used = [int(name.rsplit("-", 1)[1]) for name in homes.values() if name.rsplit("-", 1)[0] == split]
-        number = max(used, default=-1) + 1
-        for begin in range(0, len(members), shard_clips):
-            shards[f"{split}-{number:06d}"] = members[begin : begin + shard_clips]
-            number += 1
-    return {name: sorted(shards[name], key=lambda clip: clip.key) for name in sorted(shards)}
+    def left(self) -> dict[str, dict[str, int]]:
+        """Stage -> reason -> shards that are not up to date and stay so."""
+        found: dict[str, dict[str, int]] = {}
+        for stage, row in self.cells.items():
+            for cell in row.values():
+                if cell.state != "fresh" and not cell.run:
+                    reasons = found.setdefault(stage, {})
+                    reasons[cell.why] = reasons.get(cell.why, 0) + 1
+        return found
 
 
 def make_plan(
-    dataset: Dataset,
-    config: BuildConfig,
-    shards: dict[str, list[Clip]],
-    centroids: Path | None,
-    only: Sequence[StageClass] = STAGES,
+    recipes: Mapping[str, Recipe | None],
+    shards: Mapping[str, Sequence[Clip]],
+    manifest: Manifest | None,
+    sizes: Mapping[str, int],
+    fields: Sequence[str],
+    selection: Selection,
+    again: Collection[tuple[str, str]] = (),
 ) -> Plan:
-    """Fingerprints of `only` these stages (closed under what they read) for all shards, and what is missing."""
-    made = writers(STAGES)
-    marks: dict[str, dict[str, str]] = {}
-    weights: dict[str, str] = {}
-    tasks: list[Task] = []
-    again: set[tuple[str, str]] = set()
-    done = 0
-    for kind in only:
-        stage = make_stage(kind, config, centroids)
-        weights[kind.name] = weights_digest(stage.weights())
-        marks[kind.name] = {}
-        for shard, clips in shards.items():
-            reads = {name: marks[name][shard] for name in upstream(kind, made)}
-            mark = fingerprint(stage, weights[kind.name], reads, clips)
-            marks[kind.name][shard] = mark
-            column = load_column(dataset, kind.name, shard, mark)
-            # A fault is tried again, and with it whatever was computed without the clip.
-            faulty = column is not None and any(refusal.reason is Reason.FAULT for refusal in column.refused)
-            if column is None or faulty or any((name, shard) in again for name in reads):
-                again.add((kind.name, shard))
-                tasks.append(
-                    Task(
-                        stage=kind.name,
-                        shard=shard,
-                        fingerprint=mark,
-                        weights=weights[kind.name],
-                        reads=reads,
-                    )
-                )
-            else:
-                done += 1
-    return Plan(marks, weights, tasks, done)
+    """Compare what is wanted with what is there.
 
-
-def weights_digest(paths: Sequence[Path]) -> str:
-    """sha256 over the digests of the files in the order given; empty for no files.
-
-    Raises:
-        UserError: a file cannot be read.
+    Args:
+        recipes: of the stages in dependency order; None for one whose networks are not known yet.
+        shards: shard -> its clips, ordered by key.
+        sizes: name -> size of every stored object.
+        fields: to be packed.
+        again: (stage, shard) whose work was asked for again.
     """
-    if not paths:
-        return ""
-    try:
-        return hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    made = writers(STAGES)
+    kinds = {kind.name: kind for kind in STAGES}
+    stages, picked = selection.stages(), selection.pick_shards(list(shards))
+    media = {shard: media_digest(clips) for shard, clips in shards.items()}
+    cells: dict[str, dict[str, Cell]] = {}
+    for stage, recipe in recipes.items():
+        cells[stage] = {}
+        sources = upstream(kinds[stage], made)
+        for shard in shards:
+            reads = {name: cells[name][shard].mark for name in sources}
+            unknown = [name for name in sources if cells[name][shard].run and not cells[name][shard].task]
+            chosen = stage in stages and shard in picked
+            anew = chosen and (selection.force or (stage, shard) in again)
+            ref = manifest.columns.get(stage, {}).get(shard) if manifest else None
+            missing = [name for name, mark in reads.items() if mark is None and name not in unknown]
+            if missing:
+                cells[stage][shard] = Cell("missing", f"waits for {' and '.join(missing)}", None, False, ref)
+            elif recipe is None or unknown:
+                why = "centroids are fitted first" if recipe is None else f"follows {' and '.join(unknown)}"
+                cells[stage][shard] = Cell("stale" if ref else "missing", why, None, chosen, ref)
+            else:
+                known = {name: mark for name, mark in reads.items() if mark}
+                task = _task(stage, shard, recipe, known, media[shard] if kinds[stage].media else "", ref, anew)
+                state, why = _state(task, ref, manifest, sizes, anew)
+                cells[stage][shard] = Cell(state, why, task, chosen and state != "fresh", ref)
+    packs = {}
+    for shard, clips in shards.items():
+        marks = {stage: row[shard].mark for stage, row in cells.items()}
+        whole = {stage: mark for stage, mark in marks.items() if mark is not None}
+        if len(whole) == len(marks):
+            inputs = pack_inputs(whole, fields, clips)
+            old = manifest.packs.get(shard) if manifest else None
+            packs[shard] = Pack(inputs, whole, shard in picked and not _is_packed(shard, old, inputs, sizes))
+    return Plan(cells, packs)
 
 
-def columns_of(dataset: Dataset, plan: Plan, shard: str, stages: Sequence[str]) -> list[Column]:
-    """Records of a shard's columns, which must exist by now."""
-    found = [load_column(dataset, stage, shard, plan.marks[stage][shard]) for stage in stages]
-    assert all(found), f"{shard}: columns missing after the build"
-    return [column for column in found if column is not None]
+def _task(
+    stage: str, shard: str, recipe: Recipe, reads: dict[str, str], media: str, ref: ColumnRef | None, anew: bool
+) -> Task:
+    attempt = (ref.attempt if ref else 1) + anew
+    mark = fingerprint(stage, recipe, reads, media, attempt)
+    return Task(stage=stage, shard=shard, fingerprint=mark, recipe=recipe, reads=reads, media=media, attempt=attempt)
+
+
+def _state(
+    task: Task, ref: ColumnRef | None, manifest: Manifest | None, sizes: Mapping[str, int], anew: bool
+) -> tuple[State, str]:
+    if ref is not None and ref.fingerprint == task.fingerprint:
+        whole = sizes.get(column_tar(task.stage, task.shard, ref.fingerprint, ref.sha256)) == ref.bytes
+        if whole and column_record(task.stage, task.shard, ref.fingerprint) in sizes:
+            return "fresh", ""
+        return "stale", "its tar or record is missing or cut"
+    words = ["not built yet"] if ref is None or manifest is None else _reasons(task, ref, manifest, anew)
+    if column_record(task.stage, task.shard, task.fingerprint) in sizes:
+        return "stored", f"{'; '.join(words)} (computed before, not committed)"
+    return "missing" if ref is None else "stale", "; ".join(words)
+
+
+def _reasons(task: Task, ref: ColumnRef, manifest: Manifest, anew: bool) -> list[str]:
+    """Why a column is no longer what is wanted, in words."""
+    words = []
+    if recipe_key(task.recipe) != ref.recipe:
+        words += difference(manifest.recipes[task.stage][ref.recipe], task.recipe)
+    if task.media != ref.media:
+        words.append("source clips changed")
+    changed = [name for name, mark in task.reads.items() if ref.reads.get(name) != mark]
+    if changed:
+        words.append(f"follows {' and '.join(changed)}")
+    if anew:
+        words.append("asked for again")
+    return words
+
+
+def _is_packed(shard: str, old: PackRef | None, inputs: str, sizes: Mapping[str, int]) -> bool:
+    if old is None or old.inputs != inputs or pack_record(shard, inputs) not in sizes:
+        return False
+    return old.name is None or sizes.get(old.name) == old.bytes

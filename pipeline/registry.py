@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from pipeline.config import BuildConfig
 from pipeline.stage import Stage
 from pipeline.stages.audio import Audio
 from pipeline.stages.energy import Energy
@@ -32,6 +34,7 @@ STAGES: tuple[StageClass, ...] = (
     Energy,
     Speech,
 )
+KINDS: dict[str, StageClass] = {kind.name: kind for kind in STAGES}
 VISUAL_STAGES: tuple[StageClass, ...] = (Faces, Landmarks, Lips, Identity, Expression)
 """What synthesis from a silent video needs."""
 
@@ -60,3 +63,11 @@ def writers(stages: Sequence[StageClass]) -> dict[str, StageClass]:
 def upstream(stage: StageClass, made: dict[str, StageClass]) -> list[str]:
     """Names of the stages whose columns `stage` reads, sorted."""
     return sorted({made[name].name for name in stage.reads})
+
+
+def make_stage(kind: StageClass, config: BuildConfig, centroids: Path | None) -> Stage[Any]:
+    """A stage with its section of the configuration; `centroids` are the dataset's own when the section names none."""
+    section = getattr(config, kind.name)
+    if kind is Speech and section.centroids is None:
+        section = section.model_copy(update={"centroids": centroids})
+    return kind(section)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.columns import Task
 from pipeline.config import RunConfig
-from pipeline.plan import Task
+from pipeline.pack import PackTask
 from pipeline.registry import STAGES
 from pipeline.stage import Clip, Resources
-from pipeline.worker import WORKER_ENV, Worker
+from pipeline.worker import WORKER_ENV, Done, Worker
 from shards.errors import UserError
 
 # Quiet, and nothing leaves the machine: no usage report, no look for `uv`, no token between local processes.
@@ -25,7 +28,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import ray
 import ray.exceptions
 
-_RESOURCES = {kind.name: kind.resources for kind in STAGES}
+Work = Task | PackTask
+_RESOURCES = {"pack": Resources(), **{kind.name: kind.resources for kind in STAGES}}
 
 
 @contextmanager
@@ -35,6 +39,8 @@ def ray_session(run: RunConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the address.
     """
+    # Ray takes SIGTERM for itself; who called us keeps it.
+    handler = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if run.ray_address is not None:
@@ -47,6 +53,8 @@ def ray_session(run: RunConfig) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"ray: no cluster at {run.ray_address!r} ({error})") from None
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
         yield
     finally:
         ray.shutdown()
@@ -65,23 +73,23 @@ class _Pool:
 
     resources: Resources
     idle: list[Any] = field(default_factory=list)
-    busy: dict[Any, tuple[Any, Task]] = field(default_factory=dict)
+    busy: dict[Any, tuple[Any, Work]] = field(default_factory=dict)
 
 
 class Runner:
     """Runs tasks on the Ray session that is open."""
 
-    def __init__(self, worker_arguments: tuple[Any, ...], shards: dict[str, list[Clip]], retries: int) -> None:
+    def __init__(self, worker_arguments: tuple[Any, ...], shards: Mapping[str, list[Clip]], retries: int) -> None:
         self._args, self._shards = worker_arguments, shards
         self._retries = retries
         self._pools: dict[Resources, _Pool] = {}
         self._capacity = ray.cluster_resources()
 
-    def execute(self, tasks: Sequence[Task], on_done: Callable[[Task, int, int], None]) -> None:
+    def execute(self, tasks: Sequence[Work], on_done: Callable[[Work, Done], None]) -> None:
         """Run all tasks, each once the tasks it reads from are done.
 
         Args:
-            on_done: called with the task, the clips kept and the clips refused.
+            on_done: called with each task and what came of it.
 
         Raises:
             UserError: a task lost its worker more than `retries` times, asked for more than the cluster has, or failed.
@@ -100,7 +108,7 @@ class Runner:
                     actor, task = pool.busy.pop(call)
                     place = (task.stage, task.shard)
                     try:
-                        kept, refused = ray.get(call)
+                        done = ray.get(call)
                     except ray.exceptions.RayActorError:
                         attempts[place] = attempts.get(place, 0) + 1
                         if attempts[place] > self._retries:
@@ -115,10 +123,17 @@ class Runner:
                         cause = error.cause
                         if isinstance(cause, UserError):
                             raise cause from None
+                        if isinstance(cause, OSError):
+                            # A full disk, missing permission: the machine's words are the clearest.
+                            place_name = f"{cause.filename}: " if cause.filename else ""
+                            raise UserError(
+                                f"stage {task.stage}, shard {task.shard}: {place_name}{cause.strerror or cause}; what "
+                                "is done is kept, build again to go on"
+                            ) from None
                         raise UserError(f"stage {task.stage}, shard {task.shard}: {cause!r}\n{error}") from None
                     pool.idle.append(actor)
                     del open_marks[place]
-                    on_done(task, kept, refused)
+                    on_done(task, done)
         finally:
             self.close()
 
@@ -129,7 +144,7 @@ class Runner:
                 ray.kill(actor)
         self._pools.clear()
 
-    def _hand_out(self, waiting: list[Task], open_marks: dict[tuple[str, str], Task]) -> list[Task]:
+    def _hand_out(self, waiting: list[Work], open_marks: dict[tuple[str, str], Work]) -> list[Work]:
         """Give ready tasks to workers; returns those that still wait."""
         left = []
         for task in waiting:

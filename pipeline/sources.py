@@ -9,15 +9,16 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from io import BytesIO, StringIO
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
+from pipeline.digests import Known, with_digests
 from pipeline.stage import Clip
 from shards.config import Config
 from shards.errors import UserError
-from shards.progress import Progress
-from shards.storage import file_sha256, local_path
+from shards.storage import Object, Store, is_remote, local_path, open_store, open_uri
 
 Layout = Literal["auto", "folder", "lrs3", "lrs2", "table"]
 
@@ -77,7 +78,7 @@ class Source:
     notes: list[str]
 
 
-def list_clips(uri: str, config: SourceConfig) -> Source:
+def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> Source:
     """List the clips of a source, with the sha256 of each media file, ordered by key.
 
     Layouts:
@@ -90,29 +91,92 @@ def list_clips(uri: str, config: SourceConfig) -> Source:
         table: CSV or Parquet with `uri` and any of `key`, `split`, `speaker`, `text`, `start`, `end`; relative uris
             are relative to the table.
 
+    Args:
+        uri: a folder or table, on disk or in a bucket.
+        known: digests of media that need not be read again.
+
     Raises:
         UserError: the source is missing or empty, a list or table is malformed, or two clips share a key.
     """
-    # Workers may run in another folder, so paths are whole from here on.
-    root = local_path(uri).absolute()
-    if not root.exists():
-        raise UserError(f"source {uri}: no such file or folder")
-    layout = _detect(root) if config.layout == "auto" else config.layout
-    if (layout == "table") != root.is_file():
+    tree = _Tree(uri)
+    layout = tree.layout() if config.layout == "auto" else config.layout
+    if (layout == "table") != tree.is_file:
         raise UserError(f"source {uri}: layout {layout} needs a {'file' if layout == 'table' else 'folder'}")
     notes: list[str] = []
     if layout == "table":
-        clips = list(_table(root, notes))
+        clips = list(_table(uri, notes))
     elif layout == "lrs2":
-        clips = list(_lrs2(root))
+        clips = list(_lrs2(tree))
     else:
-        clips = list(_tree(root))
+        clips = list(_tree(tree))
     if not clips:
         raise UserError(f"source {uri}: no clips found (layout {layout}; media endings {' '.join(sorted(MEDIA))})")
     clips = _hold_out(clips, config.valid_ids)
     _refuse_duplicates(clips)
     clips.sort(key=lambda clip: clip.key)
-    return Source(_digest(clips), layout, notes)
+    objects = {tree.uri(name): found for name, found in tree.objects.items()}
+    return Source(with_digests(clips, objects, known or {}), layout, notes)
+
+
+class _Tree:
+    """The files of a source: names relative to it, with size and stamp where the listing told them."""
+
+    def __init__(self, uri: str) -> None:
+        self._remote = is_remote(uri)
+        # Workers may run in another folder, so paths are whole from here on.
+        self.root = uri.rstrip("/") if self._remote else str(local_path(uri).absolute())
+        if self._remote:
+            self.store: Store = open_store(self.root)
+            self.objects: dict[str, Object] = {found.name: found for found in self.store.list()}
+            self.names = sorted(self.objects)
+            self.is_file = not self.names and bool(open_uri(self.root)[0].find(open_uri(self.root)[1]))
+            exists = bool(self.names) or self.is_file
+        else:
+            self.store, self.objects = open_store(self.root), {}
+            self.is_file, exists = os.path.isfile(self.root), os.path.exists(self.root)
+            self.names = [] if self.is_file else sorted(_walk(Path(self.root)))
+        if not exists:
+            raise UserError(f"source {uri}: no such file or folder")
+        self._set = frozenset(self.names)
+        self._texts: dict[str, bytes] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._set
+
+    def uri(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def layout(self) -> str:
+        if self.is_file:
+            return "table"
+        tops = {name.split("/")[0] for name in self.names if "/" in name}
+        if "main" in tops and "test.txt" in self:
+            return "lrs2"
+        return "lrs3" if {"trainval", "test"} <= tops else "folder"
+
+    def media(self) -> Iterator[str]:
+        """Names of media files that are not hidden."""
+        for name in self.names:
+            parts = name.split("/")
+            if PurePosixPath(name).suffix.lower() in MEDIA and not any(part.startswith(".") for part in parts):
+                yield name
+
+    def text(self, name: str) -> str:
+        """Text beside a media file: the `Text:` line of an LRS file, or a plain file's words."""
+        beside = str(PurePosixPath(name).with_suffix(".txt"))
+        if beside not in self:
+            return ""
+        if self._remote and not self._texts:
+            # A bucket answers one request slowly and many at once.
+            names = [name for name in self.names if name.endswith(".txt")]
+            with ThreadPoolExecutor(max_workers=32) as pool:
+                self._texts = dict(zip(names, pool.map(self.store.read, names), strict=True))
+        data = self._texts[beside] if self._remote else self.store.read(beside)
+        lines = data.decode(errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("Text:"):
+                return " ".join(line.removeprefix("Text:").split())
+        return " ".join(" ".join(lines).split())
 
 
 def safe_key(name: str) -> str:
@@ -136,18 +200,8 @@ def safe_key(name: str) -> str:
     return key
 
 
-def _detect(root: Path) -> str:
-    if root.is_file():
-        return "table"
-    if (root / "main").is_dir() and (root / "test.txt").is_file():
-        return "lrs2"
-    if (root / "trainval").is_dir() and (root / "test").is_dir():
-        return "lrs3"
-    return "folder"
-
-
-def _tree(root: Path) -> Iterator[Clip]:
-    """Folder and LRS3 trees: both say the split first and the speaker last."""
+def _walk(root: Path) -> Iterator[str]:
+    """Names of all files below a local folder, links followed."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"source {error.filename}: cannot be read ({error.strerror})")
@@ -160,37 +214,43 @@ def _tree(root: Path) -> Iterator[Clip]:
             continue
         seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder, name)
-            if path.suffix.lower() not in MEDIA or name.startswith("."):
-                continue
-            relative = path.relative_to(root)
-            split = SPLITS.get(relative.parts[0], "train") if len(relative.parts) > 1 else "train"
-            speaker = relative.parts[-2] if len(relative.parts) > 1 and relative.parts[-2] not in SPLITS else ""
-            yield Clip(safe_key(relative.with_suffix("").as_posix()), str(path), "", split, speaker, _text(path))
+        for name in files:
+            yield Path(folder, name).relative_to(root).as_posix()
 
 
-def _lrs2(root: Path) -> Iterator[Clip]:
+def _tree(tree: _Tree) -> Iterator[Clip]:
+    """Folder and LRS3 trees: both say the split first and the speaker last."""
+    for name in tree.media():
+        parts = name.split("/")
+        split = SPLITS.get(parts[0], "train") if len(parts) > 1 else "train"
+        speaker = parts[-2] if len(parts) > 1 and parts[-2] not in SPLITS else ""
+        key = safe_key(str(PurePosixPath(name).with_suffix("")))
+        yield Clip(key, tree.uri(name), "", split, speaker, tree.text(name))
+
+
+def _lrs2(tree: _Tree) -> Iterator[Clip]:
     for listing, folder, split in (
         ("pretrain.txt", "pretrain", "train"),
         ("train.txt", "main", "train"),
         ("val.txt", "main", "valid"),
         ("test.txt", "main", "test"),
     ):
-        if not (root / listing).is_file():
+        if listing not in tree:
             continue
-        for number, line in enumerate(_lines(root / listing), 1):
+        for number, line in enumerate(_lines(tree.uri(listing)), 1):
             # The test list carries a second word per line (the kind of programme).
-            name = line.split()[0] if line.split() else ""
-            if not name:
+            words = line.split()
+            if not words:
                 continue
-            if name.count("/") != 1 or ".." in name:
-                raise UserError(f"{root / listing}, line {number}: expected <video>/<clip>, found {name!r}")
-            path = root / folder / f"{name}.mp4"
-            yield Clip(safe_key(f"{folder}/{name}"), str(path), "", split, name.split("/")[0], _text(path))
+            if words[0].count("/") != 1 or ".." in words[0]:
+                raise UserError(f"{tree.uri(listing)}, line {number}: expected <video>/<clip>, found {words[0]!r}")
+            name = f"{folder}/{words[0]}.mp4"
+            speaker = words[0].split("/")[0]
+            yield Clip(safe_key(f"{folder}/{words[0]}"), tree.uri(name), "", split, speaker, tree.text(name))
 
 
-def _table(path: Path, notes: list[str]) -> Iterator[Clip]:
+def _table(table: str, notes: list[str]) -> Iterator[Clip]:
+    path = table if is_remote(table) else str(local_path(table).absolute())
     rows = _read_table(path)
     unused = sorted({str(column) for row in rows for column in row if column not in COLUMNS})
     if unused:
@@ -200,9 +260,9 @@ def _table(path: Path, notes: list[str]) -> Iterator[Clip]:
         uri = str(row.get("uri") or "").strip()
         if not uri:
             raise UserError(f"{where}: uri is empty; every row needs one")
-        media = local_path(uri)
-        if not media.is_absolute():
-            media = path.parent / media
+        media = uri if is_remote(uri) else str(local_path(uri))
+        if not is_remote(uri) and not media.startswith("/"):
+            media = f"{path.rpartition('/')[0]}/{PurePosixPath(media)}"
         start, end = _seconds(row, "start", where), _seconds(row, "end", where)
         if start is not None and end is not None and end <= start:
             raise UserError(f"{where}: end {end} is not after start {start}")
@@ -213,20 +273,21 @@ def _table(path: Path, notes: list[str]) -> Iterator[Clip]:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,32}", split):
             raise UserError(f"{where}: split {split!r} must be up to 32 letters, digits and _")
         text, speaker = str(row.get("text") or ""), str(row.get("speaker") or "")
-        yield Clip(safe_key(key), str(media), "", SPLITS.get(split, split), speaker, text, start, end)
+        yield Clip(safe_key(key), media, "", SPLITS.get(split, split), speaker, text, start, end)
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _read_table(path: str) -> list[dict[str, Any]]:
+    store, name = open_uri(path)
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
+        data = store.read(name)
+        if name.lower().endswith((".parquet", ".pq")):
             import pyarrow.parquet as pq
 
-            rows = pq.read_table(path).to_pylist()
+            rows = pq.read_table(BytesIO(data)).to_pylist()
             header = list(rows[0]) if rows else ["uri"]
         else:
-            with open(path, newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream)
-                rows, header = list(reader), list(reader.fieldnames or [])
+            reader = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))
+            rows, header = list(reader), list(reader.fieldnames or [])
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"source {path}: no readable CSV or Parquet table ({error})") from None
     if "uri" not in header:
@@ -250,21 +311,10 @@ def _seconds(row: dict[str, Any], column: str, where: str) -> float | None:
     return seconds
 
 
-def _text(media: Path) -> str:
-    """Text beside a media file: the `Text:` line of an LRS file, or a plain file's words."""
-    path = media.with_suffix(".txt")
-    if not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        if line.startswith("Text:"):
-            return " ".join(line.removeprefix("Text:").split())
-    return " ".join(" ".join(lines).split())
-
-
-def _lines(listing: Path) -> list[str]:
+def _lines(listing: str) -> list[str]:
+    store, name = open_uri(listing)
     try:
-        return listing.read_text(encoding="utf-8").splitlines()
+        return store.read(name).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"list {listing}: cannot be read as text ({error})") from None
 
@@ -272,7 +322,7 @@ def _lines(listing: Path) -> list[str]:
 def _hold_out(clips: list[Clip], listing: Path | None) -> list[Clip]:
     if listing is None:
         return clips
-    ids = {safe_key(line.strip()) for line in _lines(listing) if line.strip()}
+    ids = {safe_key(line.strip()) for line in _lines(str(listing)) if line.strip()}
     missing = ids - {clip.key for clip in clips}
     if missing:
         raise UserError(f"source.valid_ids {listing}: {len(missing)} ids are not in the source, e.g. {min(missing)!r}")
@@ -285,22 +335,3 @@ def _refuse_duplicates(clips: list[Clip]) -> None:
         if clip.key in seen:
             raise UserError(f"key {clip.key!r} names two clips: {seen[clip.key]} and {clip.uri}")
         seen[clip.key] = clip.uri
-
-
-def _digest(clips: list[Clip]) -> list[Clip]:
-    """Fill in content digests; a file that cannot be read gets none and is refused by the first stage that opens it."""
-
-    def digest(uri: str) -> str:
-        try:
-            # Reading a pipe or a device would wait for ever.
-            return file_sha256(Path(uri)) if Path(uri).is_file() else ""
-        except OSError:
-            return ""
-
-    uris = sorted({clip.uri for clip in clips})
-    digests: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=4) as pool, Progress("read source", len(uris), "files") as progress:
-        for uri, found in zip(uris, pool.map(digest, uris), strict=True):
-            digests[uri] = found
-            progress.advance()
-    return [replace(clip, digest=digests[clip.uri]) for clip in clips]

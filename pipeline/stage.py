@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from shards.config import Config
+from shards.errors import UserError
+from shards.storage import is_readable
 
 C = TypeVar("C", bound=Config)
 Fields = dict[str, Any]
@@ -65,10 +66,11 @@ class Clip:
 
     Attributes:
         key: WebDataset-safe name, unique in the dataset.
-        uri: where the media lies (a local path).
-        digest: sha256 of the media's bytes, hex.
+        uri: where the media lies, a path or a bucket's URI.
+        digest: sha256 of the media's bytes, hex; empty where they could not be read.
         split: `train`, `valid`, `test` or another word.
         start, end: seconds inside the media; None for its beginning and end.
+        bytes, stamp: size and stamp of the media when the digest was taken.
     """
 
     key: str
@@ -79,6 +81,8 @@ class Clip:
     text: str = ""
     start: float | None = None
     end: float | None = None
+    bytes: int = 0
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,19 @@ class Stage(ABC, Generic[C]):
             yield item, self.attempt(item)
 
     def attempt(self, item: Item) -> Fields | Rejection:
-        """`run`, with its exceptions turned into rejections; an unforeseen one becomes `Reason.FAULT`."""
+        """`run`, with its exceptions turned into rejections; an unforeseen one becomes `Reason.FAULT`.
+
+        Raises:
+            UserError: something that concerns more than this clip, such as a source that is no longer there.
+        """
         try:
             return self.run(item)
+        except UserError:
+            raise
         except Reject as reject:
             # The media was read when the build began. That it cannot be opened now says nothing about the clip.
-            gone = bool(item.clip.digest) and self.media and not os.access(item.clip.uri, os.R_OK)
-            return Rejection(Reason.FAULT if gone else reject.reason, str(reject))
+            if item.clip.digest and self.media and not is_readable(item.clip.uri):
+                raise UserError(f"{item.clip.uri}: cannot be read any more; restore it and build again") from None
+            return Rejection(reject.reason, str(reject))
         except Exception as error:
             return Rejection(Reason.FAULT, f"{type(error).__name__}: {error}", traceback.format_exc())

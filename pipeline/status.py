@@ -1,33 +1,45 @@
-"""`status`: what a dataset holds, from its tables alone."""
+"""`status`: what a dataset holds, from its manifest alone."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 
 from shards.dataset import Dataset
+from shards.manifest import Manifest, PackRef, split_of
 from shards.schema import VIDEO_RATE
 
 
 @dataclass(frozen=True)
 class SplitStatus:
-    """Counts of one split; `hours` of packed clips."""
+    """Counts of one split: packed clips and their hours, clips of shards that are not built yet, packed shards."""
 
     clips: int
     hours: float
+    quarantined: int
+    pending: int
     shards: int
     bytes: int
 
 
 @dataclass(frozen=True)
 class Status:
-    """Counts of a dataset; `quarantined` maps reason code to clips."""
+    """Counts of a dataset.
+
+    Attributes:
+        quarantined: reason code -> clips.
+        columns, column_bytes: current columns.
+        mixed: stage -> number of recipes, where shards were not all made in one way.
+    """
 
     dataset: str
     profile: str
+    source: str
     splits: dict[str, SplitStatus]
     quarantined: dict[str, int]
-    fields: list[str]
+    columns: int
+    column_bytes: int
+    mixed: dict[str, int]
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -39,17 +51,39 @@ def status(uri: str) -> Status:
     Raises:
         UserError: no dataset there, or one of another schema.
     """
-    dataset = Dataset(uri)
-    manifest, index = dataset.manifest(), dataset.index()
-    splits = {}
-    for split in manifest.splits:
-        shards = [shard for shard in index.shards if shard.split == split]
-        frames = sum(clip.frames for shard in shards for clip in shard.clips)
-        splits[split] = SplitStatus(
-            clips=sum(len(shard.clips) for shard in shards),
-            hours=frames / VIDEO_RATE / 3600,
-            shards=len(shards),
-            bytes=sum(shard.bytes for shard in shards),
+    manifest = Dataset(uri).manifest()
+    reasons: Counter[str] = Counter()
+    for pack in manifest.packs.values():
+        reasons.update(pack.refused)
+    refs = [ref for row in manifest.columns.values() for ref in row.values()]
+    return Status(
+        dataset=uri,
+        profile=manifest.profile,
+        source=manifest.source,
+        splits=_splits(manifest),
+        quarantined=dict(sorted(reasons.items())),
+        columns=len(refs),
+        column_bytes=sum(ref.bytes for ref in refs),
+        mixed={stage: len(recipes) for stage, recipes in manifest.recipes.items() if len(recipes) > 1},
+    )
+
+
+def _splits(manifest: Manifest) -> dict[str, SplitStatus]:
+    packs: dict[str, list[PackRef]] = defaultdict(list)
+    pending: Counter[str] = Counter()
+    for shard, clips in manifest.shards.items():
+        if shard in manifest.packs:
+            packs[split_of(shard)].append(manifest.packs[shard])
+        else:
+            pending[split_of(shard)] += clips
+    return {
+        split: SplitStatus(
+            clips=sum(pack.clips for pack in packs[split]),
+            hours=sum(pack.frames for pack in packs[split]) / VIDEO_RATE / 3600,
+            quarantined=sum(sum(pack.refused.values()) for pack in packs[split]),
+            pending=pending[split],
+            shards=sum(pack.name is not None for pack in packs[split]),
+            bytes=sum(pack.bytes for pack in packs[split]),
         )
-    reasons = Counter(row.reason for row in dataset.quarantine())
-    return Status(uri, manifest.profile, splits, dict(sorted(reasons.items())), index.fields)
+        for split in sorted({*packs, *pending})
+    }

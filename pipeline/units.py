@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def describe_codebook(features: Floats, centroids: Floats) -> CodebookReport:
     )
 
 
-def save_codebook(stream: BinaryIO, centroids: Floats) -> None:
+def save_codebook(stream: IO[bytes], centroids: Floats) -> None:
     """Write centroids as npy, float32 [K, D]."""
     np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
 

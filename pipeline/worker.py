@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.columns import build_column, load_column
+from pipeline.columns import Column, Task, build_column, load_column
 from pipeline.config import BuildConfig
-from pipeline.plan import Task, make_stage
-from pipeline.registry import STAGES
+from pipeline.fingerprint import recipe_key
+from pipeline.pack import Packed, PackTask, load_packed, pack_shard
+from pipeline.registry import KINDS, make_stage
 from pipeline.stage import Clip, Resources, Stage
 from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.manifest import ColumnRef
+from shards.storage import local_copy
 
 # BLAS, OpenMP and friends read these when they load; the workers' own share is one thread each.
 WORKER_ENV = {
@@ -20,47 +24,57 @@ WORKER_ENV = {
     "NUMBA_NUM_THREADS": "1",
     "OPENCV_FOR_THREADS_NUM": "1",
 }
-_KINDS = {kind.name: kind for kind in STAGES}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a task: a column or a packed shard, and whether it was computed now or found."""
+
+    result: ColumnRef | Packed
+    ran: bool
 
 
 class Worker:
-    """A process of a pool. Only tasks come in and counts go out; fields travel through storage.
+    """A process of a pool. Only tasks come in and records go out; fields travel through storage.
 
     Args:
         resources: what the worker occupies; it runs as many threads as it has processors.
         uri: of the dataset.
         config: of the build.
-        centroids: the dataset's own codebook, where the configuration names none.
+        codebook: object name of the dataset's own centroids, where the configuration names none.
     """
 
-    def __init__(self, resources: Resources, uri: str, config: BuildConfig, centroids: Path | None) -> None:
+    def __init__(self, resources: Resources, uri: str, config: BuildConfig, codebook: str | None) -> None:
         self._threads = max(1, int(resources.cpus))
         self._dataset = Dataset(uri)
-        self._config, self._centroids = config, centroids
+        self._config, self._codebook = config, codebook
         self._stages: dict[str, Stage[Any]] = {}
 
-    def run(self, task: Task, clips: list[Clip]) -> tuple[int, int]:
-        """Build the task's column for the clips of its shard; returns (clips kept, clips refused)."""
-        reads = []
+    def run(self, task: Task | PackTask, clips: list[Clip]) -> Done:
+        """Do a task for the clips of its shard, unless its result is there already."""
+        if isinstance(task, PackTask):
+            packed = load_packed(self._dataset, task.shard, task.inputs)
+            return Done(packed or pack_shard(self._dataset, task, self._columns(task), clips), packed is None)
+        column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
+        ran = column is None
+        if column is None:
+            column = build_column(self._dataset, self._stage(task.stage), task, clips, self._columns(task))
+        return Done(column.ref(recipe_key(task.recipe)), ran)
+
+    def _columns(self, task: Task | PackTask) -> list[Column]:
+        found = []
         for stage, mark in task.reads.items():
             column = load_column(self._dataset, stage, task.shard, mark)
-            assert column is not None, f"{task.stage} started before {stage} was done"
-            reads.append(column)
-        column = build_column(
-            self._dataset,
-            self._stage(task.stage),
-            task.weights,
-            task.shard,
-            task.fingerprint,
-            clips,
-            reads,
-        )
-        return len(column.clips), len(column.refused)
+            if column is None:
+                raise UserError(f"{self._dataset.uri}: column {stage} of {task.shard} is missing or cut; build again")
+            found.append(column)
+        return found
 
     def _stage(self, name: str) -> Stage[Any]:
         if name not in self._stages:
             pin_threads(self._threads)
-            stage = make_stage(_KINDS[name], self._config, self._centroids)
+            centroids = local_copy(self._dataset.store, self._codebook) if self._codebook else None
+            stage = make_stage(KINDS[name], self._config, centroids)
             stage.setup()
             self._stages[name] = stage
         return self._stages[name]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shards.codec import decode
-from shards.dataset import Dataset, PackedClip, PackedShard
+from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import PackedClip, PackedShard
 from shards.schema import FIELDS, SchemaError
 
 
@@ -19,13 +20,12 @@ def read_fields(dataset: Dataset, shard: PackedShard, clip: PackedClip, names: S
     """
     values: dict[str, Any] = {}
     try:
-        with open(dataset.store.path(shard.name), "rb") as stream:
-            for name in names:
-                if name not in clip.members:
-                    raise UserError(f"{dataset.uri}: field {name!r} was not packed; add it to pack.fields and build")
-                offset, size = clip.members[name]
-                stream.seek(offset)
-                values[name] = decode(FIELDS[name], stream.read(size), clip.frames)
+        for name in names:
+            if name not in clip.members:
+                raise UserError(f"{dataset.uri}: field {name!r} was not packed; add it to pack.fields and build")
+        data = dataset.store.read_ranges(shard.name, [clip.members[name] for name in names])
+        for name, raw in zip(names, data, strict=True):
+            values[name] = decode(FIELDS[name], raw, clip.frames)
     except FileNotFoundError:
         raise UserError(f"{dataset.uri}/{shard.name}: missing; run `f2v verify`") from None
     except SchemaError as error:

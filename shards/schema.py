@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 VIDEO_RATE = 25
 """Video frames per second after resampling."""

@@ -8,7 +8,6 @@ and gives the same global batches with any number of processes.
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -23,10 +22,12 @@ from torch.utils.data import Dataset as TorchDataset
 from shards.augment import AugmentConfig, centre_lips, generator, training_lips
 from shards.codec import decode
 from shards.config import Config
-from shards.dataset import Dataset, Index, PackedClip
+from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.manifest import Index
 from shards.pitch import PitchMode, standardise
 from shards.schema import FIELDS, MEL_PER_FRAME, SchemaError
+from shards.storage import is_remote
 
 NEEDED = ("lips", "identity", "expression", "units", "timbre", "pitch", "energy", "mel")
 IGNORE = -100
@@ -108,7 +109,6 @@ class Samples(TorchDataset[dict[str, Any] | UserError]):
         self.order = Order([len(clips) for _, clips in self._shards], config.window, seed)
         if not self.order.clips:
             raise UserError(f"{dataset.uri}: no clips of {config.min_frames} frames or more in split {config.split!r}")
-        self._files: dict[int, int] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any] | UserError:
         try:
@@ -124,25 +124,16 @@ class Samples(TorchDataset[dict[str, Any] | UserError]):
         length = min(clip.frames, self._config.crop_frames)
         start = int(random.integers(0, clip.frames - length + 1))
         values = {}
-        for field in NEEDED:
-            data = self._read(shard, name, clip, field)
-            stop = start + length if field == "lips" else None
-            try:
-                values[field] = decode(FIELDS[field], data, clip.frames, start if stop else 0, stop)
-            except SchemaError as error:
-                raise UserError(f"{self._dataset.uri}/{name}: {clip.key}: {error}; run `f2v verify`") from None
+        try:
+            data = self._dataset.store.read_ranges(name, [clip.members[field] for field in NEEDED])
+            for field, raw in zip(NEEDED, data, strict=True):
+                stop = start + length if field == "lips" else None
+                values[field] = decode(FIELDS[field], raw, clip.frames, start if stop else 0, stop)
+        except SchemaError as error:
+            raise UserError(f"{self._dataset.uri}/{name}: {clip.key}: {error}; run `f2v verify`") from None
+        except OSError as error:
+            raise UserError(f"{self._dataset.uri}/{name}: {error.strerror or 'missing'}; run `f2v verify`") from None
         return make_sample(clip.key, values, start, length, self._config, random)
-
-    def _read(self, shard: int, name: str, clip: PackedClip, field: str) -> bytes:
-        if shard not in self._files:
-            if len(self._files) >= 2 * self._config.window:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                self._files[shard] = os.open(self._dataset.store.path(name), os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"{self._dataset.uri}/{name}: {error.strerror}; run `f2v verify`") from None
-        offset, size = clip.members[field]
-        return os.pread(self._files[shard], size, offset)
 
 
 def make_sample(
@@ -214,8 +205,8 @@ class TrainingStream:
         if config.batch % world:
             raise UserError(f"data.batch {config.batch} cannot be split over {world} processes")
         self.config, self.rank, self.world = config, rank, world
+        self._uri = uri
         dataset = Dataset(uri)
-        dataset.manifest()  # refuses a dataset of another schema, as every other command does
         self.index = dataset.index()
         self.samples = Samples(dataset, self.index, config, seed)
 
@@ -243,6 +234,8 @@ class TrainingStream:
             collate_fn=_Collate(self.config.crop_frames),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_parent,
+            # A bucket's client does not survive a fork.
+            multiprocessing_context="forkserver" if self.config.workers and is_remote(self._uri) else None,
         )
         for batch in loader:
             if isinstance(batch, UserError):

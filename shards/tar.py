@@ -10,7 +10,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -42,7 +42,7 @@ class Written:
     sha256: str
 
 
-def write_tar(stream: BinaryIO, members: Iterable[tuple[str, bytes]]) -> Written:
+def write_tar(stream: IO[bytes], members: Iterable[tuple[str, bytes]]) -> Written:
     """Write `members` (name, data) in the order given.
 
     Raises:
@@ -71,7 +71,7 @@ def write_tar(stream: BinaryIO, members: Iterable[tuple[str, bytes]]) -> Written
     return Written(written, position, digest.hexdigest())
 
 
-def read_tar(stream: BinaryIO) -> Iterator[tuple[Member, bytes]]:
+def read_tar(stream: IO[bytes]) -> Iterator[tuple[Member, bytes]]:
     """Yield every member with its data, front to back.
 
     Raises:

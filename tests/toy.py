@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.codec import encode
-from shards.dataset import (
-    CLIPS,
-    INDEX,
-    MANIFEST,
-    QUARANTINE,
-    ClipRow,
-    Dataset,
-    Index,
-    Manifest,
-    PackedClip,
-    PackedShard,
-    QuarantineRow,
-)
+from shards.dataset import ClipRow, Dataset, QuarantineRow
+from shards.manifest import Index, Manifest, PackedClip, PackedShard, PackRef, Recipe
 from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.tar import write_tar
 
 WIDTHS = {"D_identity": 8, "D_expression": 6, "D_timbre": 5}
 CLUSTERS = 11
-CONFIG = {"speech": {"clusters": CLUSTERS}, "mel": {"filterbank": "htk"}}
+RECIPES = {
+    "speech": Recipe(version=1, settings={"clusters": CLUSTERS}, weights="s"),
+    "mel": Recipe(version=1, settings={"filterbank": "htk"}, weights=""),
+}
 
 
 def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
@@ -54,10 +47,12 @@ def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
     }
 
 
-def toy_dataset(folder: Path, shards: list[list[int]], profile: str = "offline") -> Dataset:
+def toy_dataset(
+    folder: Path, shards: list[list[int]], profile: str = "offline", recipes: dict[str, Recipe] = RECIPES
+) -> Dataset:
     """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`."""
     dataset = Dataset(str(folder))
-    packed, rows = [], []
+    packed, rows, packs = [], [], {}
     for number, lengths in enumerate(shards):
         shard = f"train-{number:06d}"
         samples = {
@@ -69,9 +64,10 @@ def toy_dataset(folder: Path, shards: list[list[int]], profile: str = "offline")
             for key, values in samples.items()
             for name, value in values.items()
         }
-        name = f"train/{shard}-x.tar"
-        with dataset.store.writer(name) as stream:
-            written = write_tar(stream, sorted(encoded.items()))
+        with dataset.store.draft() as draft:
+            written = write_tar(draft.stream, sorted(encoded.items()))
+            name = f"train/{shard}-{written.sha256[:12]}.tar"
+            draft.publish(name)
         places = {member.name: (member.offset, member.size) for member in written.members}
         clips = [
             PackedClip(
@@ -81,12 +77,38 @@ def toy_dataset(folder: Path, shards: list[list[int]], profile: str = "offline")
             )
             for key, values in samples.items()
         ]
-        record = {"name": name, "shard": shard, "split": "train", "sha256": written.sha256, "bytes": written.bytes}
-        packed.append(PackedShard(**record, inputs="", clips=clips))
-        rows += [ClipRow(c.key, "", "", "train", "", "", None, None, c.frames, shard, "packed") for c in clips]
-    common = {"schema_version": SCHEMA_VERSION, "profile": profile, "weights": {}, "config": CONFIG}
-    dataset.write(INDEX, Index(**common, fields=list(FIELDS), widths=WIDTHS, shards=packed))
-    dataset.write_rows(CLIPS, ClipRow, rows)
-    dataset.write_rows(QUARANTINE, QuarantineRow, [])
-    dataset.write(MANIFEST, Manifest(**common, splits=["train"], columns={}))
+        facts = {"name": name, "sha256": written.sha256, "bytes": written.bytes}
+        keys = dict.fromkeys(recipes, "0")
+        packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, clips=clips))
+        inputs, frames = f"{number:016x}", sum(lengths)
+        packs[shard] = PackRef(**facts, inputs=inputs, clips=len(clips), frames=frames, refused={}, seconds=1)
+        dataset.store.write(f"packs/{shard}-{inputs}.json", b"{}")
+        rows += [ClipRow(c.key, "", 0, "", "", "train", "", "", None, None, c.frames, shard, "packed") for c in clips]
+    common = {
+        "schema_version": SCHEMA_VERSION,
+        "profile": profile,
+        "recipes": {stage: {"0": recipe} for stage, recipe in recipes.items()},
+    }
+    index = Index(**common, fields=list(FIELDS), widths=WIDTHS, shards=packed)
+    commit_toy(dataset, index, rows, common, packs)
     return dataset
+
+
+def commit_toy(
+    dataset: Dataset, index: Index, rows: list[ClipRow], common: dict[str, Any], packs: dict[str, PackRef]
+) -> None:
+    """Commit tables and index as a build would."""
+    manifest = Manifest(
+        **common,
+        source="",
+        config={},
+        codebook=None,
+        columns={},
+        shards=dict(Counter(row.shard for row in rows)),
+        packs=packs,
+        clips=dataset.put_rows(ClipRow, rows),
+        quarantine=dataset.put_rows(QuarantineRow, []),
+        index=dataset.put_index(index),
+    )
+    dataset.commit(manifest, dataset.current()[1])
+    dataset.refresh_copies(manifest)

@@ -1,0 +1,27 @@
+"""Write plain WebDataset tars with chosen fields, for others."""
+
+from __future__ import annotations
+
+import argparse
+
+from cli.options import size
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset")
+    parser.add_argument("target", help="new or empty place; path, s3:// or gs://")
+    parser.add_argument("--fields", required=True, help="comma-separated, e.g. meta,lips,wav")
+    parser.add_argument("--split", action="append", default=[], help="only this split; repeatable")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from shards.export import export
+
+    listing = export(args.dataset, args.target, [name for name in args.fields.split(",") if name], args.split)
+    if args.json:
+        print(listing.model_dump_json())
+        return 0
+    clips, count = sum(shard.clips for shard in listing.shards), size(sum(shard.bytes for shard in listing.shards))
+    print(f"{args.target}: {len(listing.shards)} tars, {clips} clips, {count}; fields {', '.join(listing.fields)}")
+    return 0

@@ -1,0 +1,48 @@
+"""List what no manifest needs any more, and with --delete remove it.
+
+Kept are all objects of the current manifest, of every manifest that was replaced within the grace period (readers may be
+at work on them), and unnamed ones younger than that (a build may be about to commit them)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from datetime import timedelta
+
+from cli.options import size
+from shards.errors import UserError
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset")
+    parser.add_argument("--grace", default="7d", metavar="TIME", help="for example 12h or 30d (default: 7d)")
+    parser.add_argument("--delete", action="store_true", help="delete what is listed")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from shards.dataset import Dataset
+    from shards.history import delete_garbage, find_garbage
+
+    match = re.fullmatch(r"(\d+)([smhd])", args.grace)
+    if not match:
+        raise UserError(f"--grace {args.grace!r}: expected a number and s, m, h or d, such as 12h")
+    dataset = Dataset(args.dataset)
+    found = find_garbage(dataset, timedelta(**{UNITS[match[2]]: int(match[1])}))
+    if args.delete:
+        delete_garbage(dataset, found.old)
+    if args.json:
+        print(json.dumps({**asdict(found), "deleted": args.delete}, default=str))
+        return 0
+    for old in found.old:
+        print(f"{size(old.size):>10}  {old.modified:%Y-%m-%d %H:%M}  {old.name}")
+    for name in found.foreign:
+        print(f"foreign, left alone: {name}")
+    total = size(sum(old.size for old in found.old))
+    done = "deleted" if args.delete else "to delete (add --delete)"
+    print(f"{len(found.old)} objects, {total}, {done}; {len(found.kept) + len(found.young)} more are within --grace")
+    return 0

@@ -1,0 +1,88 @@
+"""Show what `f2v build` would do with the same arguments: what is fresh, stale or missing, why, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cli.options import add_build_options, build_overrides, duration, selection, size
+
+if TYPE_CHECKING:
+    from pipeline.estimate import Estimate
+    from pipeline.plan import Plan
+
+WIDEST = 60
+"""Shards that are drawn one by one."""
+MARKS = {"fresh": ".", "stored": "+", "stale": "s", "missing": "-"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_build_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pipeline.build import plan_build
+    from pipeline.estimate import estimate, to_pack
+    from pipeline.survey import settings, survey
+
+    config = settings(args.dataset, args.config, build_overrides(args))
+    there = survey(args.source, args.dataset, config)
+    plan, _ = plan_build(there, config, selection(args))
+    cost = estimate(plan, there.shards, there.manifest, config)
+    packs = to_pack(plan)
+    if args.json:
+        print(json.dumps(_tree(plan, packs, cost, there.gone)))
+        return 0
+    for note in there.notes:
+        print(note)
+    if there.gone:
+        print(f"{len(there.gone)} clips are no longer in the source, e.g. {there.gone[0]}; build needs --drop-missing")
+    _print_matrix(plan, list(there.shards))
+    runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
+    if not runs and not packs:
+        print("nothing to do: every column and shard is there already")
+        return 0
+    print(f"to do: {runs} stage shards, {len(packs)} shards to pack")
+    _print_cost(cost)
+    return 0
+
+
+def _print_matrix(plan: Plan, shards: list[str]) -> None:
+    print(f"  {'stage':<12}{'fresh':>6}{'stale':>6}{'missing':>8}{'run':>6}  why")
+    for stage, row in plan.cells.items():
+        states = Counter(cell.state for cell in row.values())
+        running = sum(cell.run for cell in row.values())
+        reasons = Counter(cell.why for cell in row.values() if cell.why)
+        missing = states["missing"] + states["stored"]
+        why = "; ".join(f"{reason}, {count} shards" for reason, count in reasons.most_common())
+        print(f"  {stage:<12}{states['fresh']:>6}{states['stale']:>6}{missing:>8}{running:>6}  {why}".rstrip())
+    if 1 < len(shards) <= WIDEST:
+        print(f"  by shard, {shards[0]} to {shards[-1]} (. fresh, s stale, - missing, + computed, not committed):")
+        for stage, row in plan.cells.items():
+            print(f"  {stage:<12}{''.join(MARKS[row[shard].state] for shard in shards)}")
+
+
+def _print_cost(cost: Estimate) -> None:
+    if cost.work:
+        print(
+            f"estimate from the columns that are there: {duration(cost.seconds)} on {cost.cpus} processors, "
+            f"{size(cost.columns)} of columns, {size(cost.packed)} of packed shards"
+        )
+    if cost.unknown:
+        print(f"no timings in this dataset yet for {', '.join(cost.unknown)}")
+
+
+def _tree(plan: Plan, packs: list[str], cost: Estimate, gone: list[str]) -> dict[str, Any]:
+    cells = {
+        stage: {
+            shard: {"state": cell.state, "why": cell.why, "run": cell.run, "attempt": cell.task.attempt}
+            if cell.task
+            else {"state": cell.state, "why": cell.why, "run": cell.run}
+            for shard, cell in row.items()
+        }
+        for stage, row in plan.cells.items()
+    }
+    return {"stages": cells, "pack": packs, "estimate": asdict(cost), "gone": gone}

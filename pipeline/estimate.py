@@ -1,0 +1,75 @@
+"""How long a plan will take and how much it will write, from what the columns that are there took."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.config import BuildConfig
+from pipeline.plan import Cell, Plan
+from pipeline.stage import Clip
+from shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan.
+
+    Attributes:
+        seconds: wall clock, for the processors that the settings give.
+        work: worker seconds per stage, and of `pack`.
+        columns, packed: bytes to be written.
+        unknown: stages that never ran in this dataset, which the figures leave out.
+        cpus: processors assumed.
+    """
+
+    seconds: float
+    work: dict[str, float]
+    columns: int
+    packed: int
+    unknown: list[str]
+    cpus: int
+
+
+def estimate(
+    plan: Plan, shards: Mapping[str, Sequence[Clip]], manifest: Manifest | None, config: BuildConfig
+) -> Estimate:
+    """Scale what each stage took per clip to the clips that the plan runs."""
+    work: dict[str, float] = {}
+    columns, packed = 0.0, 0.0
+    unknown = []
+    for stage, row in plan.cells.items():
+        clips = sum(len(shards[shard]) for shard, cell in row.items() if cell.run and cell.state != "stored")
+        if not clips:
+            continue
+        known = list(manifest.columns.get(stage, {}).values()) if manifest else []
+        seen = sum(ref.clips + ref.refused for ref in known)
+        if not seen:
+            unknown.append(stage)
+            continue
+        work[stage] = clips * sum(ref.seconds for ref in known) / seen
+        columns += clips * sum(ref.bytes for ref in known) / seen
+    again = to_pack(plan)
+    clips = sum(len(shards[shard]) for shard in again)
+    packs = list(manifest.packs.values()) if manifest else []
+    seen = sum(pack.clips + sum(pack.refused.values()) for pack in packs)
+    if clips and seen:
+        work["pack"] = clips * sum(pack.seconds for pack in packs) / seen
+        packed = clips * sum(pack.bytes for pack in packs) / seen
+    elif clips:
+        unknown.append("pack")
+    cpus = config.run.cpus or os.cpu_count() or 1
+    return Estimate(sum(work.values()) / cpus, work, round(columns), round(packed), unknown, cpus)
+
+
+def to_pack(plan: Plan) -> list[str]:
+    """Shards that the plan packs, those among them whose units are not known yet."""
+    running = {shard for row in plan.cells.values() for shard, cell in row.items() if cell.run}
+    shards = {shard for row in plan.cells.values() for shard in row}
+    whole = {shard for shard in shards if all(_will_be(row[shard]) for row in plan.cells.values())}
+    return sorted(shard for shard in whole if shard in running or (shard in plan.packs and plan.packs[shard].run))
+
+
+def _will_be(cell: Cell) -> bool:
+    return cell.run or cell.mark is not None

@@ -1,0 +1,127 @@
+"""Fingerprints: the hash of all that decides a column's content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.stage import Clip, Stage
+from shards.errors import UserError
+from shards.manifest import Recipe
+from shards.schema import SCHEMA_VERSION
+from shards.storage import file_sha256
+
+
+def recipe_of(stage: Stage[Any]) -> Recipe:
+    """What a stage is: version, settings and networks.
+
+    Paths among the settings do not count: the content of the files they name does, through the weights' digest.
+
+    Raises:
+        UserError: a network file cannot be read.
+    """
+    fields = type(stage.config).model_fields
+    paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
+    settings = stage.config.model_dump(mode="json", exclude=paths)
+    return Recipe(version=stage.version, settings=settings, weights=weights_digest(stage.weights()))
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Short hash of a recipe."""
+    return _hash(recipe.model_dump())
+
+
+def fingerprint(stage: str, recipe: Recipe, reads: Mapping[str, str], media: str, attempt: int) -> str:
+    """Hash of all that decides a column's content.
+
+    Args:
+        reads: upstream stage -> fingerprint of the column that is read.
+        media: `media_digest` of the shard, for stages that decode media; else empty.
+        attempt: counts from 1; a repeated attempt is another column, so that no object ever changes.
+    """
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "stage": stage,
+        "recipe": recipe.model_dump(),
+        "reads": dict(reads),
+        "media": media,
+        "attempt": attempt,
+    }
+    return _hash(identity)
+
+
+def media_digest(clips: Sequence[Clip]) -> str:
+    """Hash of the content and cut of a shard's clips."""
+    return _hash([(clip.key, clip.digest, clip.start, clip.end) for clip in clips])
+
+
+def pack_inputs(columns: Mapping[str, str], fields: Sequence[str], clips: Sequence[Clip]) -> str:
+    """Hash of all that decides a packed shard.
+
+    Args:
+        columns: stage -> fingerprint, of every stage.
+        fields: to be packed.
+    """
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "columns": dict(columns),
+        "fields": list(fields),
+        "clips": [(clip.key, clip.digest, clip.split, clip.speaker, clip.text) for clip in clips],
+    }
+    return _hash(identity)
+
+
+def weights_digest(paths: Sequence[Path]) -> str:
+    """sha256 over the digests of the files in the order given; empty for no files.
+
+    A file is read once per machine: its digest is kept in the user's cache with size and modification time.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if not paths:
+        return ""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "faces2voices", "digests.json")
+    known = _load(cache)
+    before = dict(known)
+    digests = []
+    try:
+        for path in paths:
+            found = path.stat()
+            key = f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
+            if key not in known:
+                known[key] = file_sha256(path)
+            digests.append(known[key])
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    if known != before:
+        _save(cache, known)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _hash(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load(cache: Path) -> dict[str, str]:
+    try:
+        tree = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in tree.items() if isinstance(v, str)} if isinstance(tree, dict) else {}
+
+
+def _save(cache: Path, known: dict[str, str]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=cache.parent)
+        with os.fdopen(handle, "w") as stream:
+            json.dump(known, stream)
+        os.replace(name, cache)
+    except OSError:
+        return  # Without a home to write to, files are read anew each time.

@@ -1,0 +1,86 @@
+"""What is there before a build: the dataset, the source's clips and the shards they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.assign import assign_shards
+from pipeline.config import BuildConfig
+from pipeline.digests import known_digests
+from pipeline.sources import list_clips
+from pipeline.stage import Clip
+from shards.config import load_config
+from shards.dataset import ClipRow, Dataset
+from shards.errors import UserError
+from shards.manifest import MANIFEST, OWN, Manifest
+from shards.storage import is_remote, local_path
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The state that a plan starts from.
+
+    Attributes:
+        manifest, version: of the dataset; None before its first commit.
+        rows: its clip table.
+        source: URI that the clips come from.
+        shards: shard -> clips of the source, ordered by key.
+        gone: keys in the dataset that the source no longer has.
+        sizes: name -> size of every stored object.
+        notes: lines for the user.
+    """
+
+    dataset: Dataset
+    manifest: Manifest | None
+    version: Any
+    rows: list[ClipRow]
+    source: str
+    shards: dict[str, list[Clip]]
+    gone: list[str]
+    sizes: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def survey(source: str | None, uri: str, config: BuildConfig) -> Survey:
+    """Look at the dataset at `uri` and at its source; nothing is written.
+
+    Args:
+        source: where the clips are; None for where the dataset's last build found them.
+
+    Raises:
+        UserError: unusable source, a dataset of another profile or schema, a folder that holds something else.
+    """
+    dataset = Dataset(uri)
+    if not is_remote(uri) and local_path(uri).exists() and not local_path(uri).is_dir():
+        raise UserError(f"{uri}: is a file; name a folder for the dataset")
+    manifest, version = dataset.current()
+    sizes = {found.name: found.size for found in dataset.store.list()}
+    if manifest is None:
+        foreign = sorted(name for name in sizes if not OWN.fullmatch(name))
+        if foreign:
+            raise UserError(f"{uri}: holds other files ({foreign[0]} ...); name a new or empty folder")
+    elif manifest.profile != config.profile:
+        raise UserError(f"{uri}: built with profile {manifest.profile}, not {config.profile}; use a new folder")
+    if source is None:
+        if manifest is None:
+            raise UserError(f"{uri}: no dataset here ({MANIFEST} is missing); name a source: f2v build SOURCE {uri}")
+        source = manifest.source
+    rows = dataset.clips(manifest) if manifest else []
+    found = list_clips(source, config.source, known_digests(rows))
+    shards = assign_shards(found.clips, config.pack.shard_clips, rows)
+    gone = sorted({row.key for row in rows} - {clip.key for clip in found.clips})
+    where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
+    notes = [f"source layout: {found.layout}", *found.notes]
+    return Survey(dataset, manifest, version, rows, where, shards, gone, sizes, notes)
+
+
+def settings(uri: str, path: Path | None, overrides: list[str]) -> BuildConfig:
+    """The settings of a build: a file is the whole truth; without one, the dataset goes on with its own.
+
+    Raises:
+        UserError: an unreadable dataset, an unknown key or a wrong type.
+    """
+    manifest, _ = Dataset(uri).current() if path is None else (None, None)
+    return load_config(BuildConfig, path, overrides, base=manifest.config if manifest else None)

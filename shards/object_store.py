@@ -1,0 +1,309 @@
+"""Buckets (`s3://`, `gs://`) through obstore, which takes up a cut or stalled transfer where it broke off.
+
+Credentials come from where the provider's own tools look: environment variables, profile files (read by boto3),
+instance and pod roles. They stay inside the client. Processes that are forked must not use a client of their parent:
+its threads do not survive the fork (forkserver and spawn are fine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import obstore
+from obstore import exceptions, store
+
+from shards.errors import UserError
+from shards.storage import Conflict, Object, StorageError, Store, check_name
+
+TIMEOUT = timedelta(seconds=30)
+"""For one request, body included; no request moves more than `PART` bytes."""
+RETRY_FOR = timedelta(minutes=3)
+PART = 8 << 20
+SINGLE_PUT = 64 << 20
+"""Larger objects are sent in parts, which are retried one by one."""
+MAX_FAULTS = 5
+MARK = "swap"
+ROLES = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/")
+"""Where a provider's machines ask for the role they run with: the last place to find credentials in."""
+
+
+class ObjectStore(Store):
+    """A prefix in a bucket."""
+
+    def __init__(self, uri: str) -> None:
+        match = re.fullmatch(r"(s3|gs)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/([^?#]*))?", uri)
+        if not match:
+            raise UserError(f"{uri.partition('://')[0]}://...: expected s3://bucket/prefix (no credentials, no query)")
+        self.uri = uri.rstrip("/")
+        self._prefix = (match[3] or "").strip("/")
+        if self._prefix:
+            _check_key(self._prefix, self.uri)
+        self._client = _client(match[1], match[2], TIMEOUT)
+
+    def read(self, name: str) -> bytes:
+        with self._errors(name):
+            result = obstore.get(self._client, self._key(name))
+            size = result.meta["size"]
+            data = bytes(result.bytes())
+        return self._whole(name, data, size)
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        # HTTP has no empty range.
+        asked = [(offset, size) for offset, size in ranges if size]
+        if not asked:
+            return [b""] * len(ranges)
+        starts, lengths = [offset for offset, _ in asked], [size for _, size in asked]
+        with self._errors(name):
+            found = iter(obstore.get_ranges(self._client, self._key(name), starts=starts, lengths=lengths))
+        return [self._whole(name, bytes(next(found)), size) if size else b"" for _, size in ranges]
+
+    def open(self, name: str) -> BinaryIO:
+        found = self.find(name)
+        if found is None:
+            raise FileNotFoundError(f"{self.uri}/{name}")
+        return io.BufferedReader(_Stream(self, found), PART)
+
+    def find(self, name: str) -> Object | None:
+        try:
+            with self._errors(name):
+                return self._object(obstore.head(self._client, self._key(name)))
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        # Buckets list by whole folders; the last part of the prefix is matched here.
+        folder = "/".join(filter(None, [self._prefix, prefix.rpartition("/")[0]]))
+        key, faults = None, 0
+        while True:
+            try:
+                with self._errors(prefix):
+                    for batch in obstore.list(self._client, prefix=f"{folder}/" if folder else None, offset=key):
+                        for meta in batch:
+                            key, faults = meta["path"], 0
+                            found = self._object(meta)
+                            if found.name.startswith(prefix):
+                                yield found
+                return
+            except StorageError as error:
+                # obstore takes up every other broken answer by itself.
+                faults += 1
+                if "list response body" not in str(error) or faults > MAX_FAULTS:
+                    raise
+
+    def delete(self, names: Iterable[str]) -> None:
+        keys = [self._key(name) for name in names]
+        with self._errors(""), contextlib.suppress(FileNotFoundError):
+            if keys:
+                obstore.delete(self._client, keys)
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[ObjectDraft]:
+        # On disk first: nothing reaches the bucket before all of it is there, whatever happens to the writer.
+        with tempfile.TemporaryFile() as stream:
+            yield ObjectDraft(self, stream)
+
+    def put(self, name: str, stream: IO[bytes]) -> None:
+        """Send all of a file."""
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        with self._errors(name):
+            obstore.put(
+                self._client,
+                self._key(name),
+                stream,
+                use_multipart=size > SINGLE_PUT,
+                chunk_size=2 * PART,
+                max_concurrency=4,
+            )
+
+    def read_version(self, name: str) -> tuple[bytes, Any] | None:
+        try:
+            with self._errors(name):
+                result = obstore.get(self._client, self._key(name))
+                meta = result.meta
+                data = bytes(result.bytes())
+        except FileNotFoundError:
+            return None
+        version = {key: meta[key] for key in ("e_tag", "version") if meta.get(key)}
+        return self._whole(name, data, meta["size"]), version
+
+    def swap(self, name: str, data: bytes, version: Any | None) -> None:
+        # The answer to a request that did arrive may be lost, and its repetition then meets itself: the mark tells an
+        # object of this call from one that somebody else wrote, even with the same bytes.
+        mark = secrets.token_hex(16)
+        mode: Any = "create" if version is None else version
+        for faults in range(1, MAX_FAULTS + 1):
+            try:
+                with self._errors(name):
+                    obstore.put(
+                        self._client, self._key(name), data, mode=mode, use_multipart=False, attributes={MARK: mark}
+                    )
+                return
+            except FileNotFoundError:
+                raise Conflict(f"{self.uri}/{name}") from None
+            except (Conflict, StorageError) as error:
+                if self._marked(name, mark):
+                    return
+                # obstore leaves a conditional request that timed out; its condition makes repeating it safe.
+                if isinstance(error, Conflict) or faults == MAX_FAULTS:
+                    raise
+
+    def _marked(self, name: str, mark: str) -> bool:
+        try:
+            with self._errors(name):
+                return obstore.get(self._client, self._key(name)).attributes.get(MARK) == mark
+        except FileNotFoundError:
+            return False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A client stays in its process; the copy in another one makes its own.
+        return ObjectStore, (self.uri,)
+
+    def _key(self, name: str) -> str:
+        return "/".join(filter(None, [self._prefix, _check_key(name, self.uri)]))
+
+    def _object(self, meta: Any) -> Object:
+        name = meta["path"][len(self._prefix) + 1 :] if self._prefix else meta["path"]
+        return Object(name, meta["size"], meta["last_modified"], (meta.get("e_tag") or "").strip('"'))
+
+    def _whole(self, name: str, data: bytes, size: int) -> bytes:
+        if len(data) != size:
+            raise StorageError(f"{self.uri}/{name}: cut, {len(data)} bytes came of {size}")
+        return data
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        where = f"{self.uri}/{name}".rstrip("/")
+        try:
+            yield
+        except FileNotFoundError:
+            if name and not self._bucket_exists():
+                raise StorageError(f"{where}: no such bucket; make it or correct the URI") from None
+            raise FileNotFoundError(where) from None
+        except (exceptions.PreconditionError, exceptions.AlreadyExistsError):
+            raise Conflict(where) from None
+        except exceptions.BaseError as error:
+            raise StorageError(f"{where}: {_summary(error)}") from None
+
+    def _bucket_exists(self) -> bool:
+        # A missing object and a missing bucket give the same exception; only a listing tells them apart.
+        try:
+            next(iter(obstore.list(self._client, chunk_size=1)), None)
+        except exceptions.BaseError as error:
+            return "NoSuchBucket" not in str(error)
+        return True
+
+
+class ObjectDraft:
+    """A nameless local file that is sent when it is published."""
+
+    def __init__(self, target: ObjectStore, stream: IO[bytes]) -> None:
+        self._target, self.stream = target, stream
+
+    def publish(self, name: str) -> None:
+        self._target.put(name, self.stream)
+
+
+class _Stream(io.RawIOBase):
+    """An object as a file: each read is a range request of its own, so a cut costs one request."""
+
+    def __init__(self, source: ObjectStore, found: Object) -> None:
+        self._source, self._object = source, found
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._object.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), PART, self._object.size - self._position))
+        if size:
+            buffer[:size] = self._source.read_ranges(self._object.name, [(self._position, size)])[0]
+            self._position += size
+        return size
+
+
+def _check_key(key: str, uri: str) -> str:
+    """`key`, if it can name an object. Raises UserError."""
+    if re.search(r"[\x00-\x1f\x7f]", key):
+        raise UserError(f"{key!r}: control characters in an object name in {uri!r}")
+    return check_name(key, uri)
+
+
+def _summary(error: Exception) -> str:
+    """One short line of an error; answers of the server stay out, since some repeat a session token."""
+    text = str(error)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if code and code[1] == "NoSuchBucket":
+        return "no such bucket; make it or correct the URI"
+    if any(path in text for path in ROLES):
+        return "no credentials found; set them in the environment or a profile, or run with a role"
+    # Listing and deleting many give the general exception where others have one of their own.
+    denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if denied or "403 Forbidden" in text or "AccessDenied" in text:
+        return "access denied; check the credentials (environment, profile or role) and the bucket's policy"
+    line = " ".join(re.split(r"[<\n]", text, maxsplit=1)[0].split())[:200]
+    return f"{line} ({code[1]})" if code else line
+
+
+@lru_cache
+def _client(scheme: str, bucket: str, timeout: timedelta) -> Any:
+    options: dict[str, Any] = {
+        "client_options": {"timeout": timeout, "connect_timeout": timedelta(seconds=5), "allow_http": _plain_http()},
+        # Time alone ends the retries. The wait before each is drawn from 0.1 s to `base` times the one before.
+        "retry_config": {
+            "max_retries": 1000,
+            "retry_timeout": RETRY_FOR,
+            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 4},
+        },
+    }
+    if scheme == "gs":
+        return store.GCSStore(bucket, **options)
+    if "AWS_ACCESS_KEY_ID" not in os.environ and _profile_files():
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        session = boto3.Session()
+        if session.get_credentials() is not None:
+            settings = session._session.get_scoped_config()
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            endpoint = endpoint or settings.get("endpoint_url")
+            if endpoint:
+                options["endpoint"] = endpoint
+                options["client_options"]["allow_http"] = endpoint.startswith("http://")
+            options["region"] = session.region_name or "us-east-1"
+            options["credential_provider"] = Boto3CredentialProvider(session)
+    return store.S3Store(bucket, **options)
+
+
+def _plain_http() -> bool:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return any(os.environ.get(name, "").startswith("http://") for name in names)
+
+
+def _profile_files() -> bool:
+    files = [
+        Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")),
+        Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")),
+    ]
+    return any(file.expanduser().is_file() for file in files)
