@@ -1,7 +1,7 @@
 """List what no manifest needs any more, and with --delete remove it.
 
-Kept are all objects of the current manifest, of every manifest that was replaced within the grace period (readers may be
-at work on them), and unnamed ones younger than that (a build may be about to commit them)."""
+Kept are all objects of the current manifest, of every manifest that was replaced within the grace period (readers may
+be at work on them), and unnamed ones younger than that (a build may be about to commit them)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import re
 from dataclasses import asdict
 from datetime import timedelta
 
-from cli.options import size
+from cli.options import printable, size
 from shards.errors import UserError
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+LONGEST = timedelta(days=36500)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from shards.dataset import Dataset
     from shards.history import delete_garbage, find_garbage
 
-    match = re.fullmatch(r"(\d+)([smhd])", args.grace)
-    if not match:
-        raise UserError(f"--grace {args.grace!r}: expected a number and s, m, h or d, such as 12h")
     dataset = Dataset(args.dataset)
-    found = find_garbage(dataset, timedelta(**{UNITS[match[2]]: int(match[1])}))
+    found = find_garbage(dataset, _grace(args.grace))
     if args.delete:
         delete_garbage(dataset, found.old)
     if args.json:
@@ -41,8 +39,18 @@ def run(args: argparse.Namespace) -> int:
     for old in found.old:
         print(f"{size(old.size):>10}  {old.modified:%Y-%m-%d %H:%M}  {old.name}")
     for name in found.foreign:
-        print(f"foreign, left alone: {name}")
+        print(f"foreign, left alone: {printable(name)}")
     total = size(sum(old.size for old in found.old))
     done = "deleted" if args.delete else "to delete (add --delete)"
     print(f"{len(found.old)} objects, {total}, {done}; {len(found.kept) + len(found.young)} more are within --grace")
     return 0
+
+
+def _grace(text: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if not match:
+        raise UserError(f"--grace {text!r}: expected a number and s, m, h or d, such as 12h")
+    grace = timedelta(**{UNITS[match[2]]: int(match[1])})
+    if grace > LONGEST:
+        raise UserError(f"--grace {text}: at most {LONGEST.days}d")
+    return grace

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from cli.options import size
+from cli.options import printable, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(verdict)))
     else:
         for line in (*verdict.notes, *verdict.problems):
-            print(line)
+            print(printable(line))
         state = f"{len(verdict.problems)} problems" if verdict.problems else "all right"
         print(f"{args.dataset}: {verdict.shards} shards, {verdict.clips} clips, {size(verdict.bytes)}: {state}")
     return 1 if verdict.problems else 0

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from shards.config import Config
 from shards.errors import UserError
-from shards.manifest import CLIPS, INDEX, MANIFEST, QUARANTINE, Index, Manifest, ObjectRef
+from shards.manifest import CLIPS, HISTORY, INDEX, MANIFEST, QUARANTINE, Index, Manifest, ObjectRef
 from shards.schema import SCHEMA_VERSION
-from shards.storage import open_store
+from shards.storage import Conflict, open_store
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ _ARROW = {
     "bool": pa.bool_(),
 }
 _TABLES: dict[type, str] = {ClipRow: "clips", QuarantineRow: "quarantine"}
+_COPY: dict[type, str] = {ClipRow: CLIPS, QuarantineRow: QUARANTINE, Index: INDEX}
 
 
 class Dataset:
@@ -101,7 +102,14 @@ class Dataset:
     def index(self, manifest: Manifest | None = None) -> Index:
         """Raises UserError: no dataset, or the index is missing or damaged."""
         name = (manifest or self.manifest()).index.name
-        return self._parse(Index, name, self._read(name))
+        return self._parse(Index, name, self._read(name, INDEX))
+
+    def replaced(self, name: str) -> Manifest | None:
+        """The copy `name` of a manifest that was replaced; None where it is gone. Raises UserError: it is damaged."""
+        try:
+            return self._parse(Manifest, name, self.store.read(name))
+        except FileNotFoundError:
+            return None
 
     def clips(self, manifest: Manifest | None = None) -> list[ClipRow]:
         return self._rows(ClipRow, (manifest or self.manifest()).clips.name)
@@ -111,10 +119,9 @@ class Dataset:
 
     def put_rows(self, kind: type[Row], rows: Sequence[Row]) -> ObjectRef:
         """Store a table under its digest; column types come from the row class, so an empty table has them too."""
-        schema = pa.schema([(field.name, _ARROW[str(field.type)]) for field in fields(kind)])
         columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)}
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema), buffer)
+        pq.write_table(pa.table(columns, _schema(kind)), buffer)
         return self._put(f"tables/{_TABLES[kind]}-{{}}.parquet", buffer.getvalue())
 
     def put_index(self, index: Index) -> ObjectRef:
@@ -124,55 +131,73 @@ class Dataset:
     def commit(self, manifest: Manifest, version: Any) -> None:
         """Make `manifest` the current one, if the one before still has `version`.
 
-        A copy under `manifests/` is left for `gc`, which keeps what recent manifests named.
+        The one before is first copied to `manifests/`: by the time of that copy `gc` knows when it was replaced, and
+        keeps what its readers need.
 
         Raises:
             Conflict: somebody else committed since.
         """
-        data = manifest.model_dump_json().encode()
-        self.store.write(f"manifests/{hashlib.sha256(data).hexdigest()[:12]}.json", data)
-        self.store.swap(MANIFEST, data, version)
+        before = self.store.read_version(MANIFEST)
+        if before is not None:
+            if before[1] != version:
+                raise Conflict(f"{self.uri}/{MANIFEST}")
+            self.store.write(f"{HISTORY}{hashlib.sha256(before[0]).hexdigest()[:12]}.json", before[0])
+        self.store.swap(MANIFEST, manifest.model_dump_json().encode(), version)
 
     def refresh_copies(self, manifest: Manifest) -> None:
-        """Bring the copies of the tables under their plain names up to date."""
-        for name, ref in ((CLIPS, manifest.clips), (QUARANTINE, manifest.quarantine), (INDEX, manifest.index)):
-            found = self.store.find(name)
-            if not found or found.size != ref.bytes or self.store.sha256(name) != ref.sha256:
-                self.store.write(name, self._read(ref.name))
+        """Bring the copies of the tables under their plain names up to date with `manifest`, or with what was committed
+        after it."""
+        while True:
+            for name, ref in ((CLIPS, manifest.clips), (QUARANTINE, manifest.quarantine), (INDEX, manifest.index)):
+                if not self._holds(name, ref):
+                    self.store.write(name, self._read(ref.name, name))
+            # Another build may have committed and copied meanwhile; whoever writes last has looked again after that.
+            current = self.manifest()
+            if current == manifest:
+                return
+            manifest = current
+
+    def _holds(self, name: str, ref: ObjectRef) -> bool:
+        found = self.store.find(name)
+        return found is not None and found.size == ref.bytes and self.store.sha256(name) == ref.sha256
 
     def _put(self, pattern: str, data: bytes) -> ObjectRef:
         digest = hashlib.sha256(data).hexdigest()
-        name = pattern.format(digest[:12])
-        found = self.store.find(name)
-        if found is None or found.size != len(data):
-            self.store.write(name, data)
-        return ObjectRef(name=name, sha256=digest, bytes=len(data))
+        ref = ObjectRef(name=pattern.format(digest[:12]), sha256=digest, bytes=len(data))
+        if not self._holds(ref.name, ref):
+            self.store.write(ref.name, data)
+        return ref
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, copy: str = "") -> bytes:
+        """The object `name`, of which `copy` is the copy for people."""
         try:
             return self.store.read(name)
         except FileNotFoundError:
             if name == MANIFEST:
                 raise UserError(f"{self.uri}: no dataset here ({name} is missing); make one with `f2v build`") from None
-            raise UserError(f"{self.uri}: {name} is missing; run `f2v verify`") from None
+            raise UserError(f"{self.uri}: {name} is missing; {_mend(copy)}") from None
         except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
             raise UserError(f"{self.uri}: cannot be read ({error.strerror})") from None
 
     def _rows(self, kind: type[Row], name: str) -> list[Row]:
+        data = self._read(name, _COPY[kind])
         try:
-            columns = pq.read_table(io.BytesIO(self._read(name))).to_pydict()
-            names = [field.name for field in fields(kind)]
-            if set(columns) != set(names):
-                raise TypeError(f"columns {sorted(columns)}")
-            return [kind(*values) for values in zip(*(columns[name] for name in names), strict=True)]
-        except (pa.ArrowInvalid, TypeError) as error:
-            raise UserError(f"{self.uri}/{name}: not a table of this schema ({error})") from None
+            table = pq.read_table(io.BytesIO(data))
+            if not table.schema.equals(_schema(kind)):
+                raise TypeError(f"columns {', '.join(f'{field.name} {field.type}' for field in table.schema)}")
+            return [kind(*values) for values in zip(*table.to_pydict().values(), strict=True)]
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            words = " ".join(str(error).split())
+            raise UserError(
+                f"{self.uri}/{name}: damaged, no table of this schema ({words}); {_mend(_COPY[kind])}"
+            ) from None
 
     def _parse(self, kind: type[M], name: str, data: bytes) -> M:
+        mend = f"; {_mend(_COPY[kind])}" if kind in _COPY else ""
         try:
             tree = json.loads(data)
-        except ValueError as error:
-            raise UserError(f"{self.uri}/{name}: damaged, not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.uri}/{name}: damaged, not JSON ({error}){mend}") from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
@@ -182,4 +207,12 @@ class Dataset:
         try:
             return kind.model_validate(tree)
         except ValidationError as error:
-            raise UserError(f"{self.uri}/{name}: damaged ({error.error_count()} wrong entries)") from None
+            raise UserError(f"{self.uri}/{name}: damaged ({error.error_count()} wrong entries){mend}") from None
+
+
+def _schema(kind: type) -> pa.Schema:
+    return pa.schema([(field.name, _ARROW[str(field.type)]) for field in fields(kind)])
+
+
+def _mend(copy: str) -> str:
+    return f"put its copy {copy} in its place"

@@ -46,6 +46,7 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
     """
     dataset = Dataset(uri)
     index = dataset.index()
+    fields = list(dict.fromkeys(fields))
     unknown = [name for name in fields if name not in index.fields]
     if unknown or not fields:
         wrong = f"no field {unknown[0]!r} in these shards" if unknown else "no fields"
@@ -56,6 +57,8 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
             raise UserError(f"{uri}: no clips in split {split!r}; there are {', '.join(known) or 'none'}")
     chosen = [shard for shard in index.shards if not splits or shard.split in splits]
     store = open_store(target)
+    if f"{store.uri}/".startswith(f"{dataset.store.uri}/"):
+        raise UserError(f"{target}: lies inside the dataset; name a place outside")
     first = next(iter(store.list()), None)
     if first is not None:
         raise UserError(f"{target}: holds {first.name}; name a new or empty place")
@@ -74,7 +77,7 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
                     sha256=written.sha256,
                 )
             )
-    listing = Export(fields=list(fields), shards=done)
+    listing = Export(fields=fields, shards=done)
     store.write(LISTING, listing.model_dump_json(indent=1).encode())
     return listing
 

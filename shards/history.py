@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
-from pydantic import ValidationError
-
 from shards.dataset import Dataset
-from shards.manifest import COPIES, MANIFEST, OWN, Manifest
-from shards.schema import SCHEMA_VERSION
+from shards.manifest import COPIES, HISTORY, MANIFEST, OWN
 from shards.storage import LOCK, Object
-
-HISTORY = "manifests/"
 
 
 @dataclass(frozen=True)
@@ -40,20 +34,19 @@ def find_garbage(dataset: Dataset, grace: timedelta) -> Garbage:
     """Sort the objects of a dataset by who still needs them.
 
     Raises:
-        UserError: no dataset there, or a manifest of the history is damaged.
+        UserError: no dataset there, or the copy of a recent manifest is damaged.
     """
     objects = sorted(dataset.store.list(), key=lambda found: found.name)
     # Read after the listing: what is committed in between is not in the list, or named here.
     current = dataset.manifest()
     limit = datetime.now(timezone.utc) - grace
-    history = sorted((o for o in objects if o.name.startswith(HISTORY)), key=lambda found: found.modified)
-    needed = {MANIFEST, LOCK, *COPIES, *current.objects()}
     recent: set[str] = set()
-    for position, entry in enumerate(history):
-        # A manifest was replaced when the next one was written; the last one may be about to be committed.
-        replaced = history[position + 1].modified if position + 1 < len(history) else None
-        if replaced is None or replaced > limit:
-            recent |= {entry.name, *_named(dataset, entry.name)}
+    # Listed after the current manifest was read: one that it replaced a moment ago has its copy by now.
+    for copy in dataset.store.list(HISTORY):
+        if copy.modified > limit and OWN.fullmatch(copy.name):
+            replaced = dataset.replaced(copy.name)
+            recent |= {copy.name, *(replaced.objects() if replaced else ())}
+    needed = {MANIFEST, LOCK, *COPIES, *current.objects()}
     garbage = Garbage()
     for found in objects:
         if not OWN.fullmatch(found.name):
@@ -70,18 +63,7 @@ def find_garbage(dataset: Dataset, grace: timedelta) -> Garbage:
 
 
 def delete_garbage(dataset: Dataset, objects: Sequence[Object]) -> None:
-    """Delete objects, except what the manifest of this moment names; manifests of the history go last, so that a run
-    that is cut off finds the rest again."""
+    """Delete objects, except what the manifest of this moment names. A run that is cut off leaves the rest for the next
+    one: they are found by their names and times alone."""
     needed = dataset.manifest().objects()
-    ordered = sorted(objects, key=lambda found: found.name.startswith(HISTORY))
-    dataset.store.delete([found.name for found in ordered if found.name not in needed])
-
-
-def _named(dataset: Dataset, name: str) -> set[str]:
-    try:
-        tree = json.loads(dataset.store.read(name))
-        if not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION:
-            return set()
-        return set(Manifest.model_validate(tree).objects())
-    except (FileNotFoundError, ValueError, ValidationError):
-        return set()
+    dataset.store.delete([found.name for found in objects if found.name not in needed])

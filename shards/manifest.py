@@ -12,6 +12,8 @@ MANIFEST = "dataset.json"
 CLIPS = "clips.parquet"
 QUARANTINE = "quarantine.parquet"
 INDEX = "train/index.json"
+HISTORY = "manifests/"
+"""Copies of manifests that were replaced; the time of a copy says when."""
 COPIES = (CLIPS, QUARANTINE, INDEX)
 """Copies of the current tables for people and other programs, made after each commit."""
 

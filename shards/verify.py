@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shards.codec import decode
-from shards.dataset import Dataset
-from shards.errors import UserError
-from shards.manifest import CLIPS, INDEX, OWN, QUARANTINE, Index, Manifest, PackedClip, PackedShard, column_tar
+from shards.dataset import ClipRow, Dataset, QuarantineRow
+from shards.manifest import (
+    CLIPS,
+    COPIES,
+    HISTORY,
+    INDEX,
+    MANIFEST,
+    OWN,
+    QUARANTINE,
+    ColumnRef,
+    Index,
+    Manifest,
+    PackedClip,
+    PackedShard,
+    PackRef,
+    column_record,
+    column_tar,
+    pack_record,
+)
 from shards.progress import Progress
 from shards.schema import FIELDS, SchemaError, check_value
-from shards.storage import StorageError
-from shards.tar import TarError, read_tar
+from shards.storage import BLOCK, LOCK, StorageError
+from shards.tar import Member, TarError, read_tar
+
+Places = Mapping[str, tuple[int, int]]
+REDO = "delete it and build again"
 
 
 @dataclass
@@ -33,8 +53,8 @@ def verify(uri: str, full: bool = True) -> Verdict:
     """Check a dataset.
 
     Quick: every object that the manifest names is there with its size, index and tables agree with the manifest,
-    conservation holds, nothing foreign lies about. Full also reads every byte: checksums of columns and tables, and of
-    each packed shard its members, dtypes, shapes, lengths and finiteness.
+    conservation holds, nothing foreign lies about. Full also reads every byte: checksums of tables, columns and packed
+    shards, their records, and of every packed value dtype, shape, length and finiteness.
 
     Raises:
         UserError: there is no dataset, or one of another schema; a table is missing or damaged.
@@ -42,18 +62,20 @@ def verify(uri: str, full: bool = True) -> Verdict:
     dataset = Dataset(uri)
     manifest = dataset.manifest()
     sizes = {found.name: found.size for found in dataset.store.list()}
-    verdict = Verdict()
+    index, rows, refused = dataset.index(manifest), dataset.clips(manifest), dataset.quarantine(manifest)
+    verdict = Verdict(
+        shards=len(index.shards),
+        clips=sum(len(shard.clips) for shard in index.shards),
+        bytes=sum(shard.bytes for shard in index.shards),
+        notes=_leftovers(manifest, sizes),
+    )
     verdict.problems += _check_objects(manifest, sizes)
-    verdict.notes += _leftovers(manifest, sizes)
-    index = dataset.index(manifest)
     verdict.problems += _check_index(manifest, index)
-    verdict.problems += _check_tables(dataset, manifest, index)
-    for shard in index.shards:
-        verdict.shards += 1
-        verdict.clips += len(shard.clips)
-        verdict.bytes += shard.bytes
+    verdict.problems += _check_tables(manifest, index, rows, refused)
     if full:
+        verdict.problems += _check_copies(dataset, manifest, sizes)
         verdict.problems += _check_columns(dataset, manifest)
+        verdict.problems += _check_packs(dataset, manifest, index, refused)
         verdict.problems += _check_shards(dataset, index)
     return verdict
 
@@ -72,8 +94,9 @@ def _check_objects(manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[str
 
 
 def _leftovers(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
-    ours = [name for name in sizes if OWN.fullmatch(name) and "/" in name and name != INDEX]
-    old = [name for name in ours if not name.startswith("manifests/") and name not in manifest.objects()]
+    known = {MANIFEST, LOCK, *COPIES, *manifest.objects()}
+    ours = (name for name in sizes if OWN.fullmatch(name) and not name.startswith(HISTORY))
+    old = [name for name in ours if name not in known]
     return [f"{len(old)} objects of other builds, e.g. {min(old)}; `f2v gc` lists and deletes them"] if old else []
 
 
@@ -96,25 +119,109 @@ def _check_index(manifest: Manifest, index: Index) -> Iterator[str]:
     yield from (f"{name}: not in the index" for name in sorted(named))
 
 
+def _check_tables(
+    manifest: Manifest, index: Index, rows: Sequence[ClipRow], refused: Sequence[QuarantineRow]
+) -> Iterator[str]:
+    """Every clip is in one place, the one that its row names, and the manifest counts the same."""
+    places = {clip.key: (shard.shard, clip.frames) for shard in index.shards for clip in shard.clips}
+    packed = Counter(clip.key for shard in index.shards for clip in shard.clips)
+    lost = Counter(row.key for row in refused)
+    known = Counter(row.key for row in rows)
+    yield from (f"{key}: packed {count} times" for key, count in packed.items() if count > 1)
+    yield from (f"{key}: {count} rows in {QUARANTINE}" for key, count in lost.items() if count > 1)
+    yield from (f"{key}: {count} rows in {CLIPS}" for key, count in known.items() if count > 1)
+    for row in rows:
+        where = [place for place, keys in (("packed", packed), ("quarantined", lost)) if row.key in keys]
+        if where != ([] if row.state == "pending" else [row.state]):
+            yield f"{row.key}: {CLIPS} says {row.state}, found {' and '.join(where) or 'nowhere'}"
+        elif row.key in places and places[row.key] != (row.shard, row.frames):
+            shard, frames = places[row.key]
+            yield f"{row.key}: {CLIPS} says {row.frames} frames in {row.shard}, the index {frames} in {shard}"
+    foreign = {*packed, *lost} - set(known)
+    yield from (f"{key}: in shards or {QUARANTINE} but not in {CLIPS}" for key in sorted(foreign))
+    clips = Counter(row.shard for row in rows)
+    for shard in sorted({*clips, *manifest.shards}):
+        if clips[shard] != manifest.shards.get(shard, 0):
+            yield f"{shard}: {clips[shard]} clips in {CLIPS}, the manifest counts {manifest.shards.get(shard, 0)}"
+    reasons = Counter((row.shard, row.reason) for row in refused)
+    for shard, pack in manifest.packs.items():
+        if clips[shard] != pack.clips + sum(pack.refused.values()):
+            yield f"{shard}: {clips[shard]} clips in, {pack.clips} packed, {sum(pack.refused.values())} quarantined"
+        reasons.subtract({(shard, reason): count for reason, count in pack.refused.items()})
+    for (shard, reason), extra in sorted(reasons.items()):
+        if extra:
+            sign = "more" if extra > 0 else "less"
+            yield f"{shard}: {abs(extra)} {sign} {reason} in {QUARANTINE} than in the manifest"
+
+
+def _check_copies(dataset: Dataset, manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Checksums of the tables and of their copies."""
+    for copy, ref in ((CLIPS, manifest.clips), (QUARANTINE, manifest.quarantine), (INDEX, manifest.index)):
+        try:
+            # One of another size is named already.
+            whole = sizes.get(copy) == ref.bytes and dataset.store.sha256(copy) == ref.sha256
+            if sizes.get(copy) == ref.bytes and not whole:
+                yield f"{copy}: not the current table; build again to bring it up to date"
+            if dataset.store.sha256(ref.name) != ref.sha256:
+                mend = f"put its copy {copy} in its place" if whole else "its copy is not whole either"
+                yield f"{ref.name}: sha256 differs from the manifest; {mend}"
+        except (OSError, StorageError) as error:
+            yield from (f"{ref.name}: {problem}" for problem in _unreadable(error))
+
+
 def _check_columns(dataset: Dataset, manifest: Manifest) -> Iterator[str]:
-    """Checksums of columns and tables: what later builds start from."""
-    refs = [(ref.name, ref.sha256) for ref in (manifest.clips, manifest.quarantine, manifest.index)]
-    refs += [(copy, refs[number][1]) for number, copy in enumerate((CLIPS, QUARANTINE, INDEX))]
-    refs += [
-        (column_tar(stage, shard, ref.fingerprint, ref.sha256), ref.sha256)
-        for stage, columns in manifest.columns.items()
-        for shard, ref in columns.items()
-    ]
-    with Progress("verify columns", len(refs), "objects") as progress:
-        for name, sha256 in refs:
+    """What later builds start from: every column against its record, and both against the manifest."""
+    columns = [(stage, shard, ref) for stage, refs in manifest.columns.items() for shard, ref in refs.items()]
+    with Progress("verify columns", len(columns), "columns") as progress:
+        for stage, shard, ref in columns:
+            record = column_record(stage, shard, ref.fingerprint)
+            places: Places | None = None
             try:
-                if dataset.store.sha256(name) != sha256:
-                    yield f"{name}: sha256 differs from the manifest; delete it and build again"
-            except FileNotFoundError:
-                pass  # named by the check of objects
-            except StorageError as error:
-                yield str(error)
+                places = _column_places(json.loads(dataset.store.read(record)), ref)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                yield f"{record}: damaged ({type(error).__name__}: {error}); {REDO}"
+            except (OSError, StorageError) as error:
+                yield from (f"{record}: {problem}" for problem in _unreadable(error))
+            name = column_tar(stage, shard, ref.fingerprint, ref.sha256)
+            problems: list[str] = []
+            for _ in _members(dataset, name, ref.sha256, places, problems):
+                pass
+            yield from (f"{name}: {problem}" for problem in problems)
             progress.advance(1, name)
+
+
+def _column_places(record: Any, ref: ColumnRef) -> Places:
+    said = (record["sha256"], record["bytes"], len(record["clips"]), len(record["refused"]))
+    if said != (ref.sha256, ref.bytes, ref.clips, ref.refused):
+        raise ValueError("disagrees with the manifest")
+    return {
+        f"{key}.{FIELDS[name].suffix}": (offset, size)
+        for key, clip in record["clips"].items()
+        for name, (offset, size) in clip["members"].items()
+    }
+
+
+def _check_packs(dataset: Dataset, manifest: Manifest, index: Index, refused: Sequence[QuarantineRow]) -> Iterator[str]:
+    """Records of what became of each shard: later builds take them as they are."""
+    entries = {entry.name: entry.model_dump(mode="json") for entry in index.shards}
+    lost: dict[str, set[str]] = {shard: set() for shard in manifest.packs}
+    for row in refused:
+        lost.setdefault(row.shard, set()).add(row.key)
+    for shard, pack in manifest.packs.items():
+        name = pack_record(shard, pack.inputs)
+        try:
+            record = json.loads(dataset.store.read(name))
+            if not _agrees(record, pack, entries, lost[shard]):
+                yield f"{name}: disagrees with index and {QUARANTINE}; {REDO}"
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"{name}: damaged ({type(error).__name__}: {error}); {REDO}"
+        except (OSError, StorageError) as error:
+            yield from (f"{name}: {problem}" for problem in _unreadable(error))
+
+
+def _agrees(record: Any, pack: PackRef, entries: Mapping[str, Any], lost: Collection[str]) -> bool:
+    packed = entries.get(pack.name) if pack.name else None
+    return record["packed"] == packed and set(record["lost"]) == lost and record["inputs"] == pack.inputs
 
 
 def _check_shards(dataset: Dataset, index: Index) -> Iterator[str]:
@@ -127,54 +234,18 @@ def _check_shards(dataset: Dataset, index: Index) -> Iterator[str]:
         yield f"index: widths {index.widths}, the shards have {widths}"
 
 
-class _Hashed:
-    """A stream that takes the digest of what is read."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.digest = stream, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self.digest.update(data)
-        return data
-
-
-def _check_shard(dataset: Dataset, shard: PackedShard, widths: dict[str, int]) -> Iterator[str]:
+def _check_shard(dataset: Dataset, shard: PackedShard, widths: dict[str, int]) -> list[str]:
     expected = {
-        f"{clip.key}.{FIELDS[name].suffix}": (clip, name, place)
+        f"{clip.key}.{FIELDS[name].suffix}": (clip, name)
         for clip in shard.clips
-        for name, place in clip.members.items()
+        for name in clip.members
         if name in FIELDS
     }
-    seen: set[str] = set()
-    try:
-        with dataset.store.open(shard.name) as opened:
-            stream = _Hashed(opened)
-            try:
-                for member, data in read_tar(stream):  # type: ignore[arg-type]
-                    if member.name in seen:
-                        yield f"{member.name}: twice in the archive"
-                    seen.add(member.name)
-                    if member.name not in expected:
-                        yield f"{member.name}: not in the index"
-                        continue
-                    clip, name, place = expected[member.name]
-                    if place != (member.offset, member.size):
-                        yield f"{member.name}: lies at {(member.offset, member.size)}, the index says {place}"
-                    yield from _check_member(clip, name, data, shard, widths)
-            except TarError as error:
-                yield str(error)
-            while stream.read(1 << 20):
-                pass
-            if stream.digest.hexdigest() != shard.sha256:
-                yield "sha256 differs from the index; delete it and build again"
-    except FileNotFoundError:
-        return  # named by the check of objects
-    except StorageError as error:
-        yield str(error)
-    missing = sorted(set(expected) - seen)
-    if missing:
-        yield f"{len(missing)} members missing, first {missing[0]}"
+    places = {member: clip.members[name] for member, (clip, name) in expected.items()}
+    problems: list[str] = []
+    for member, data in _members(dataset, shard.name, shard.sha256, places, problems):
+        problems += _check_member(*expected[member.name], data, shard, widths)
+    return problems
 
 
 def _check_member(
@@ -194,25 +265,59 @@ def _check_member(
         yield f"{clip.key}: meta says {value}, the index says split {shard.split}, {clip.frames} frames"
 
 
-def _check_tables(dataset: Dataset, manifest: Manifest, index: Index) -> Iterator[str]:
+class _Hashed:
+    """A stream that takes the digest of what is read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.digest = stream, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        # In pieces: a header may claim more than the archive holds, and memory is taken for what is asked.
+        parts = []
+        while size > 0 and (data := self._stream.read(min(size, BLOCK))):
+            self.digest.update(data)
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+
+def _members(
+    dataset: Dataset, name: str, sha256: str, places: Places | None, problems: list[str]
+) -> Iterator[tuple[Member, bytes]]:
+    """Members of a tar that are where `places` says (None: not known); all that is off goes to `problems`."""
+    seen: set[str] = set()
     try:
-        rows, refused = dataset.clips(manifest), dataset.quarantine(manifest)
-    except UserError as error:
-        yield str(error)
+        with dataset.store.open(name) as opened:
+            stream = _Hashed(opened)
+            try:
+                for member, data in read_tar(stream):  # type: ignore[arg-type]
+                    if member.name in seen:
+                        problems.append(f"{member.name}: twice in the archive")
+                    seen.add(member.name)
+                    if places is None:
+                        continue
+                    if member.name not in places:
+                        problems.append(f"{member.name}: not in the index")
+                        continue
+                    if places[member.name] != (member.offset, member.size):
+                        place = (member.offset, member.size)
+                        problems.append(f"{member.name}: lies at {place}, the index says {places[member.name]}")
+                    yield member, data
+            except TarError as error:
+                problems.append(str(error))
+            while stream.read(BLOCK):
+                pass
+            if stream.digest.hexdigest() != sha256:
+                problems.append(f"sha256 differs from the manifest; {REDO}")
+    except (OSError, StorageError) as error:
+        problems += _unreadable(error)
         return
-    packed = Counter(clip.key for shard in index.shards for clip in shard.clips)
-    yield from (f"{key}: packed {count} times" for key, count in packed.items() if count > 1)
-    lost = Counter(row.key for row in refused)
-    yield from (f"{key}: {count} rows in {QUARANTINE}" for key, count in lost.items() if count > 1)
-    for row in rows:
-        where = [place for place, keys in (("packed", packed), ("quarantined", lost)) if row.key in keys]
-        if where != ([] if row.state == "pending" else [row.state]):
-            yield f"{row.key}: {CLIPS} says {row.state}, found {' and '.join(where) or 'nowhere'}"
-    foreign = (set(packed) | set(lost)) - {row.key for row in rows}
-    yield from (f"{key}: in shards or {QUARANTINE} but not in {CLIPS}" for key in sorted(foreign))
-    clips = Counter(row.shard for row in rows)
-    if clips != Counter(manifest.shards):
-        yield f"{CLIPS}: {len(rows)} clips, the manifest counts {sum(manifest.shards.values())}"
-    for shard, pack in manifest.packs.items():
-        if clips[shard] != pack.clips + sum(pack.refused.values()):
-            yield f"{shard}: {clips[shard]} clips in, {pack.clips} packed, {sum(pack.refused.values())} quarantined"
+    missing = sorted(set(places or ()) - seen)
+    if missing:
+        problems.append(f"{len(missing)} members missing, first {missing[0]}")
+
+
+def _unreadable(error: OSError | StorageError) -> list[str]:
+    if isinstance(error, FileNotFoundError):
+        return []  # named by the check of objects
+    return [f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"]

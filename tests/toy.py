@@ -1,4 +1,4 @@
-"""A small packed dataset with made-up values, written by the contract floor alone."""
+"""A small dataset with made-up values: every field packed, and the column of one stage."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import Column, ColumnClip, Task
+from pipeline.pack import Packed
 from shards.codec import encode
 from shards.dataset import ClipRow, Dataset, QuarantineRow
-from shards.manifest import Index, Manifest, PackedClip, PackedShard, PackRef, Recipe
+from shards.manifest import (
+    ColumnRef,
+    Index,
+    Manifest,
+    PackedClip,
+    PackedShard,
+    PackRef,
+    Recipe,
+    column_record,
+    pack_record,
+)
 from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.tar import write_tar
 
@@ -20,6 +32,7 @@ RECIPES = {
     "speech": Recipe(version=1, settings={"clusters": CLUSTERS}, weights="s"),
     "mel": Recipe(version=1, settings={"filterbank": "htk"}, weights=""),
 }
+ENERGY = Recipe(version=1, settings={}, weights="")
 
 
 def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
@@ -52,7 +65,7 @@ def toy_dataset(
 ) -> Dataset:
     """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`."""
     dataset = Dataset(str(folder))
-    packed, rows, packs = [], [], {}
+    packed, rows, packs, energy = [], [], {}, {}
     for number, lengths in enumerate(shards):
         shard = f"train-{number:06d}"
         samples = {
@@ -80,9 +93,18 @@ def toy_dataset(
         facts = {"name": name, "sha256": written.sha256, "bytes": written.bytes}
         keys = dict.fromkeys(recipes, "0")
         packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, clips=clips))
-        inputs, frames = f"{number:016x}", sum(lengths)
-        packs[shard] = PackRef(**facts, inputs=inputs, clips=len(clips), frames=frames, refused={}, seconds=1)
-        dataset.store.write(f"packs/{shard}-{inputs}.json", b"{}")
+        record = Packed(
+            schema_version=SCHEMA_VERSION,
+            shard=shard,
+            inputs=f"{number:016x}",
+            packed=packed[-1],
+            lost={},
+            widths=WIDTHS,
+            seconds=1,
+        )
+        dataset.store.write(pack_record(shard, record.inputs), record.model_dump_json().encode())
+        packs[shard] = record.ref()
+        energy[shard] = toy_column(dataset, shard, f"{number:016x}", samples)
         rows += [ClipRow(c.key, "", 0, "", "", "train", "", "", None, None, c.frames, shard, "packed") for c in clips]
     common = {
         "schema_version": SCHEMA_VERSION,
@@ -90,12 +112,42 @@ def toy_dataset(
         "recipes": {stage: {"0": recipe} for stage, recipe in recipes.items()},
     }
     index = Index(**common, fields=list(FIELDS), widths=WIDTHS, shards=packed)
-    commit_toy(dataset, index, rows, common, packs)
+    commit_toy(dataset, index, rows, common, packs, {"energy": energy})
     return dataset
 
 
+def toy_column(dataset: Dataset, shard: str, fingerprint: str, samples: dict[str, dict[str, Any]]) -> ColumnRef:
+    """The energy column of a shard: its tar and its record."""
+    field = FIELDS["energy"]
+    with dataset.store.draft() as draft:
+        members = [(f"{key}.{field.suffix}", encode(field, values["energy"])) for key, values in samples.items()]
+        written = write_tar(draft.stream, members)
+        task = Task(stage="energy", shard=shard, fingerprint=fingerprint, recipe=ENERGY, reads={}, media="", attempt=1)
+        column = Column(
+            schema_version=SCHEMA_VERSION,
+            task=task,
+            clips={
+                key: ColumnClip(frames=values["meta"]["frames"], members={"energy": (place.offset, place.size)})
+                for (key, values), place in zip(samples.items(), written.members, strict=True)
+            },
+            refused=[],
+            widths={},
+            sha256=written.sha256,
+            bytes=written.bytes,
+            seconds=1,
+        )
+        draft.publish(column.tar)
+    dataset.store.write(column_record("energy", shard, fingerprint), column.model_dump_json().encode())
+    return column.ref("0")
+
+
 def commit_toy(
-    dataset: Dataset, index: Index, rows: list[ClipRow], common: dict[str, Any], packs: dict[str, PackRef]
+    dataset: Dataset,
+    index: Index,
+    rows: list[ClipRow],
+    common: dict[str, Any],
+    packs: dict[str, PackRef],
+    columns: dict[str, dict[str, ColumnRef]],
 ) -> None:
     """Commit tables and index as a build would."""
     manifest = Manifest(
@@ -103,7 +155,7 @@ def commit_toy(
         source="",
         config={},
         codebook=None,
-        columns={},
+        columns=columns,
         shards=dict(Counter(row.shard for row in rows)),
         packs=packs,
         clips=dataset.put_rows(ClipRow, rows),
