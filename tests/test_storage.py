@@ -610,6 +610,15 @@ class TestBuckets:
         outside.write(name, b"theirs")
         assert store.read(name) == b"theirs"
 
+    def test_ranges_that_lie_close_come_in_one_request(self, proxy: FaultProxy, outside: Outside, s3_uri: str) -> None:
+        outside.write("a", BIG)
+        near = [(1000 * i, 900) for i in range(50)]
+        assert open_store(s3_uri).read_ranges("a", [*near, (9 << 20, 5)]) == [
+            *(BIG[offset : offset + size] for offset, size in near),
+            BIG[9 << 20 :][:5],
+        ]
+        assert sorted(proxy.asked) == [("GET", "bytes=0-49899"), ("GET", f"bytes={9 << 20}-{(9 << 20) + 4}")]
+
     def test_prefixes_do_not_mix(self, s3_uri: str) -> None:
         open_store(s3_uri).write("a", b"1")
         open_store(s3_uri + "-2").write("b", b"1")
