@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 from shards.errors import UserError
+from shards.signals import Stopped, catch_signals
 
 # Idle OpenMP threads sleep instead of spinning. Where something else wants a core (data workers, another job), spinning
 # ones steal it from the thread they wait for: training on two cores was seven times slower beside two busy processes.
@@ -30,10 +29,6 @@ COMMANDS = {
 }
 
 
-class Terminated(BaseException):
-    """SIGTERM: what a batch system sends before it kills."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 checked and found wanting, 2 the user can mend it."""
     lines = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
@@ -51,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
     module.configure(command)
     arguments = command.parse_args(options.arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    catch_signals()
     try:
         return int(module.run(arguments))
     except UserError as error:
@@ -74,13 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"f2v {options.command}: {where}{error.strerror or error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Terminated) as stop:
+    except Stopped as stop:
         print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
+        return 128 + stop.number
 
 
 if __name__ == "__main__":

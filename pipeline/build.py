@@ -20,9 +20,10 @@ from pipeline.stages.speech import Speech
 from pipeline.survey import Survey, survey
 from pipeline.work import Crew
 from shards.errors import UserError
+from shards.local_store import local_copy
 from shards.manifest import Codebook, Manifest, Recipe
 from shards.schema import VIDEO_RATE
-from shards.storage import Conflict, local_copy
+from shards.storage import Conflict
 
 ROUNDS = 8
 """How often a build takes up what other builds committed meanwhile."""

@@ -19,6 +19,7 @@ from pipeline.registry import STAGES
 from pipeline.stage import Clip, Resources
 from pipeline.worker import WORKER_ENV, Done, Worker
 from shards.errors import UserError
+from shards.signals import check_signals
 
 # Quiet, and nothing leaves the machine: no usage report, no look for `uv`, no token between local processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -103,7 +104,8 @@ class Runner:
                 calls = [call for pool in self._pools.values() for call in pool.busy]
                 if not calls:
                     raise UserError(f"ray: no room for {waiting[0].stage} (cluster has {self._capacity})")
-                for call in ray.wait(calls, num_returns=1)[0]:
+                check_signals()
+                for call in ray.wait(calls, num_returns=1, timeout=1)[0]:
                     pool = next(pool for pool in self._pools.values() if call in pool.busy)
                     actor, task = pool.busy.pop(call)
                     place = (task.stage, task.shard)

@@ -134,7 +134,7 @@ class _Tree:
         else:
             self.store, self.objects = open_store(self.root), {}
             self.is_file, exists = os.path.isfile(self.root), os.path.exists(self.root)
-            self.names = [] if self.is_file else sorted(_walk(Path(self.root)))
+            self.names = sorted(_walk(Path(self.root))) if exists and not self.is_file else []
         if not exists:
             raise UserError(f"source {uri}: no such file or folder")
         self._set = frozenset(self.names)

@@ -13,8 +13,8 @@ from pipeline.registry import KINDS, make_stage
 from pipeline.stage import Clip, Resources, Stage
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.local_store import local_copy
 from shards.manifest import ColumnRef
-from shards.storage import local_copy
 
 # BLAS, OpenMP and friends read these when they load; the workers' own share is one thread each.
 WORKER_ENV = {

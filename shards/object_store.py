@@ -1,8 +1,7 @@
 """Buckets (`s3://`, `gs://`) through obstore, which takes up a cut or stalled transfer where it broke off.
 
-Credentials come from where the provider's own tools look: environment variables, profile files (read by boto3),
-instance and pod roles. They stay inside the client. Processes that are forked must not use a client of their parent:
-its threads do not survive the fork (forkserver and spawn are fine).
+Processes that are forked must not use a client of their parent: its threads do not survive the fork (forkserver and
+spawn are fine).
 """
 
 from __future__ import annotations
@@ -16,28 +15,29 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import obstore
-from obstore import exceptions, store
+from obstore import exceptions
 
 from shards.errors import UserError
+from shards.object_client import client, describe
 from shards.storage import Conflict, Object, StorageError, Store, check_name
 
 TIMEOUT = timedelta(seconds=30)
-"""For one request, body included; no request moves more than `PART` bytes."""
+"""For one request, body included; one that runs out of it is taken up where it was."""
 RETRY_FOR = timedelta(minutes=3)
 PART = 8 << 20
-SINGLE_PUT = 64 << 20
+"""Bytes of one request of a stream."""
+SINGLE_PUT = PART
 """Larger objects are sent in parts, which are retried one by one."""
+UPLOAD_PART = 8 << 20
+UPLOADS = 4
+"""Parts on their way at once: with `TIMEOUT`, a line of 1 MB/s is fast enough."""
 GAP = 1 << 20
 """Bytes between two wanted ranges that are cheaper to fetch than another request."""
 MAX_FAULTS = 5
 MARK = "swap"
-ROLES = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/")
-"""Where a provider's machines ask for the role they run with: the last place to find credentials in."""
 
 
 class ObjectStore(Store):
@@ -51,7 +51,7 @@ class ObjectStore(Store):
         self._prefix = (match[3] or "").strip("/")
         if self._prefix:
             _check_key(self._prefix, self.uri)
-        self._client = _client(match[1], match[2], TIMEOUT)
+        self._client = client(match[1], match[2], TIMEOUT, RETRY_FOR)
 
     def read(self, name: str) -> bytes:
         with self._errors(name):
@@ -135,8 +135,8 @@ class ObjectStore(Store):
                 self._key(name),
                 stream,
                 use_multipart=size > SINGLE_PUT,
-                chunk_size=2 * PART,
-                max_concurrency=4,
+                chunk_size=UPLOAD_PART,
+                max_concurrency=UPLOADS,
             )
 
     def read_version(self, name: str) -> tuple[bytes, Any] | None:
@@ -206,7 +206,7 @@ class ObjectStore(Store):
         except (exceptions.PreconditionError, exceptions.AlreadyExistsError):
             raise Conflict(where) from None
         except exceptions.BaseError as error:
-            raise StorageError(f"{where}: {_summary(error)}") from None
+            raise StorageError(f"{where}: {describe(error)}") from None
 
     def _bucket_exists(self) -> bool:
         # A missing object and a missing bucket give the same exception; only a listing tells them apart.
@@ -261,62 +261,3 @@ def _check_key(key: str, uri: str) -> str:
     if re.search(r"[\x01-\x1f\x7f]", key):
         raise UserError(f"{key!r}: control characters in an object name in {uri!r}")
     return check_name(key, uri)
-
-
-def _summary(error: Exception) -> str:
-    """One short line of an error; answers of the server stay out, since some repeat a session token."""
-    text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    if code and code[1] == "NoSuchBucket":
-        return "no such bucket; make it or correct the URI"
-    if any(path in text for path in ROLES):
-        return "no credentials found; set them in the environment or a profile, or run with a role"
-    # Listing and deleting many give the general exception where others have one of their own.
-    denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
-    if denied or "403 Forbidden" in text or "AccessDenied" in text:
-        return "access denied; check the credentials (environment, profile or role) and the bucket's policy"
-    line = " ".join(re.split(r"[<\n]", text, maxsplit=1)[0].split())[:200]
-    return f"{line} ({code[1]})" if code else line
-
-
-@lru_cache
-def _client(scheme: str, bucket: str, timeout: timedelta) -> Any:
-    options: dict[str, Any] = {
-        "client_options": {"timeout": timeout, "connect_timeout": timedelta(seconds=5), "allow_http": _plain_http()},
-        # Time alone ends the retries. The wait before each is drawn from 0.1 s to `base` times the one before.
-        "retry_config": {
-            "max_retries": 1000,
-            "retry_timeout": RETRY_FOR,
-            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 4},
-        },
-    }
-    if scheme == "gs":
-        return store.GCSStore(bucket, **options)
-    if "AWS_ACCESS_KEY_ID" not in os.environ and _profile_files():
-        import boto3
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        session = boto3.Session()
-        if session.get_credentials() is not None:
-            settings = session._session.get_scoped_config()
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            endpoint = endpoint or settings.get("endpoint_url")
-            if endpoint:
-                options["endpoint"] = endpoint
-                options["client_options"]["allow_http"] = endpoint.startswith("http://")
-            options["region"] = session.region_name or "us-east-1"
-            options["credential_provider"] = Boto3CredentialProvider(session)
-    return store.S3Store(bucket, **options)
-
-
-def _plain_http() -> bool:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return any(os.environ.get(name, "").startswith("http://") for name in names)
-
-
-def _profile_files() -> bool:
-    files = [
-        Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")),
-        Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")),
-    ]
-    return any(file.expanduser().is_file() for file in files)

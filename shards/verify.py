@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -19,12 +19,10 @@ from shards.manifest import (
     MANIFEST,
     OWN,
     QUARANTINE,
-    ColumnRef,
     Index,
     Manifest,
     PackedClip,
     PackedShard,
-    PackRef,
     column_record,
     column_tar,
     pack_record,
@@ -177,7 +175,7 @@ def _check_columns(dataset: Dataset, manifest: Manifest) -> Iterator[str]:
             record = column_record(stage, shard, ref.fingerprint)
             places: Places | None = None
             try:
-                places = _column_places(json.loads(dataset.store.read(record)), ref)
+                places = _column_places(json.loads(dataset.store.read(record)), manifest, stage, shard)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 yield f"{record}: damaged ({type(error).__name__}: {error}); {REDO}"
             except (OSError, StorageError) as error:
@@ -190,9 +188,19 @@ def _check_columns(dataset: Dataset, manifest: Manifest) -> Iterator[str]:
             progress.advance(1, name)
 
 
-def _column_places(record: Any, ref: ColumnRef) -> Places:
-    said = (record["sha256"], record["bytes"], len(record["clips"]), len(record["refused"]))
-    if said != (ref.sha256, ref.bytes, ref.clips, ref.refused):
+def _column_places(record: Any, manifest: Manifest, stage: str, shard: str) -> Places:
+    """Where the members of a column lie by its record. Raises ValueError, KeyError, TypeError or AttributeError."""
+    ref = manifest.columns[stage][shard]
+    recipe = manifest.recipes.get(stage, {}).get(ref.recipe)
+    task = {
+        "stage": stage,
+        "shard": shard,
+        "recipe": recipe and recipe.model_dump(mode="json"),
+        **ref.model_dump(mode="json", include={"fingerprint", "reads", "media", "attempt"}),
+    }
+    said = (record["schema_version"], record["task"], record["sha256"], record["bytes"])
+    counts = (len(record["clips"]), len(record["refused"]))
+    if (*said, *counts) != (manifest.schema_version, task, ref.sha256, ref.bytes, ref.clips, ref.refused):
         raise ValueError("disagrees with the manifest")
     return {
         f"{key}.{FIELDS[name].suffix}": (offset, size)
@@ -211,17 +219,15 @@ def _check_packs(dataset: Dataset, manifest: Manifest, index: Index, refused: Se
         name = pack_record(shard, pack.inputs)
         try:
             record = json.loads(dataset.store.read(name))
-            if not _agrees(record, pack, entries, lost[shard]):
+            packed = entries.get(pack.name) if pack.name else None
+            said = (record["schema_version"], record["shard"], record["inputs"], record["packed"], set(record["lost"]))
+            agrees = said == (manifest.schema_version, shard, pack.inputs, packed, lost[shard])
+            if not agrees or not record["widths"].items() <= index.widths.items():
                 yield f"{name}: disagrees with index and {QUARANTINE}; {REDO}"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{name}: damaged ({type(error).__name__}: {error}); {REDO}"
         except (OSError, StorageError) as error:
             yield from (f"{name}: {problem}" for problem in _unreadable(error))
-
-
-def _agrees(record: Any, pack: PackRef, entries: Mapping[str, Any], lost: Collection[str]) -> bool:
-    packed = entries.get(pack.name) if pack.name else None
-    return record["packed"] == packed and set(record["lost"]) == lost and record["inputs"] == pack.inputs
 
 
 def _check_shards(dataset: Dataset, index: Index) -> Iterator[str]:

@@ -13,6 +13,8 @@ from pipeline.config import BuildConfig
 from pipeline.synthetic.corpus import write_corpus, write_faulty
 from shards.config import load_config
 from shards.dataset import Dataset
+from tests.buckets import outside, proxy  # noqa: F401
+from tests.seaweed import s3_server, s3_uri  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -126,12 +126,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """An empty prefix, `s3://bucket/prefix`, that this process may read and write."""
-    from shards.object_store import _client
+    from shards.object_client import client
 
     aws_environment(monkeypatch, s3_server.env, tmp_path)
-    _client.cache_clear()
+    client.cache_clear()
     yield f"s3://{BUCKET}/{secrets.token_hex(8)}"
-    _client.cache_clear()
+    client.cache_clear()
 
 
 def aws_environment(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import assign_shards
+from pipeline.assign import assign_shards
 from pipeline.sources import SourceConfig, list_clips, safe_key
 from pipeline.stage import Clip
 from shards.dataset import ClipRow
@@ -84,14 +84,16 @@ def test_tables(tmp_path: Path) -> None:
     )
     found = list_clips(str(csv), SourceConfig())
     assert found.notes == ["columns not used: mood"]
-    digest = hashlib.sha256(b"abc").hexdigest()
+    digest, stamp = hashlib.sha256(b"abc").hexdigest(), str(media.stat().st_mtime_ns)
     assert found.clips == [
-        Clip("clips/a", str(media), digest),
-        Clip("k1", str(media), digest, "valid", "ann", "hi", 0.5, 2.0),
+        Clip("clips/a", str(media), digest, bytes=3, stamp=stamp),
+        Clip("k1", str(media), digest, "valid", "ann", "hi", 0.5, 2.0, 3, stamp),
     ]
     parquet = tmp_path / "list.parquet"
     pq.write_table(pa.table({"uri": ["clips/a.mp4"], "start": [1.0], "end": [None]}), parquet)
-    assert list_clips(str(parquet), SourceConfig()).clips == [Clip("clips/a", str(media), digest, start=1.0)]
+    assert list_clips(str(parquet), SourceConfig()).clips == [
+        Clip("clips/a", str(media), digest, start=1.0, bytes=3, stamp=stamp)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def clips(names: list[str], split: str = "train") -> list[Clip]:
 
 def as_rows(shards: dict[str, list[Clip]]) -> list[ClipRow]:
     return [
-        ClipRow(clip.key, clip.uri, "", clip.split, "", "", None, None, 1, shard, "packed")
+        ClipRow(clip.key, clip.uri, 0, "", "", clip.split, "", "", None, None, 1, shard, "packed")
         for shard, members in shards.items()
         for clip in members
     ]

@@ -1,4 +1,4 @@
-"""Folders and buckets as stores: whole objects or none, versions, and transfers that break on the way."""
+"""Folders and buckets as stores: whole objects or none, and versions."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import hashlib
 import io
 import os
 import random
-import secrets
 import signal
 import string
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,22 +21,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shards.errors import UserError
+from shards.local_store import LocalStore, local_copy
 from shards.storage import (
     Conflict,
-    LocalStore,
     StorageError,
     Store,
     is_readable,
     is_remote,
-    local_copy,
     local_path,
     open_store,
     open_uri,
 )
-from tests.proxy import FaultProxy
-from tests.seaweed import BUCKET, FULL, READ_ONLY, S3Server, aws_environment, free_ports
-
-pytest_plugins = ["tests.seaweed"]
+from tests.buckets import names, patience
 
 ROOT = Path(__file__).resolve().parent.parent
 BIG = random.Random(1).randbytes(20 << 20)
@@ -57,67 +49,6 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def store(uri: str) -> Store:
     return open_store(uri)
-
-
-@pytest.fixture
-def proxy(
-    s3_server: S3Server,
-    s3_uri: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[FaultProxy]:
-    """A proxy that all requests of this process take."""
-    with FaultProxy(int(s3_server.endpoint.rpartition(":")[2])) as proxy:
-        setenv(monkeypatch, AWS_ENDPOINT_URL=proxy.endpoint)
-        yield proxy
-
-
-def setenv(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    """Change the environment, and forget the clients that were made from the old one."""
-    from shards import object_store
-
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    object_store._client.cache_clear()
-
-
-def patience(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
-    """Change constants of the object store."""
-    from shards import object_store
-
-    for name, value in values.items():
-        monkeypatch.setattr(object_store, name, value)
-    object_store._client.cache_clear()
-
-
-class Outside:
-    """What lies in a prefix, seen by boto3 and without the proxy."""
-
-    def __init__(self, server: S3Server, uri: str) -> None:
-        self.client = server.client()
-        self.prefix = uri.removeprefix(f"s3://{BUCKET}/") + "/"
-
-    def names(self) -> list[str]:
-        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix).get("Contents", [])
-        return sorted(entry["Key"].removeprefix(self.prefix) for entry in found)
-
-    def read(self, name: str) -> bytes:
-        return self.client.get_object(Bucket=BUCKET, Key=self.prefix + name)["Body"].read()
-
-    def write(self, name: str, data: bytes) -> None:
-        self.client.put_object(Bucket=BUCKET, Key=self.prefix + name, Body=data)
-
-    def pending(self) -> list[str]:
-        found = self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-        return [entry["Key"] for entry in found if entry["Key"].startswith(self.prefix)]
-
-
-@pytest.fixture
-def outside(s3_server: S3Server, s3_uri: str) -> Outside:
-    return Outside(s3_server, s3_uri)
-
-
-def names(store: Store, prefix: str = "") -> list[str]:
-    return sorted(found.name for found in store.list(prefix))
 
 
 class TestBothKinds:
@@ -429,343 +360,6 @@ class LocalModel(RuleBasedStateMachine):
 
 TestLocalModel = LocalModel.TestCase
 TestLocalModel.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
-
-
-class TestTransfers:
-    """Faults on the line. Each test asserts that its fault did happen."""
-
-    @pytest.mark.parametrize("times", [1, 3])
-    def test_a_cut_read_is_resumed(self, proxy: FaultProxy, outside: Outside, s3_uri: str, times: int) -> None:
-        outside.write("a", BIG)
-        proxy.cut(after=5 << 20, times=times)
-        assert open_store(s3_uri).read("a") == BIG
-        assert proxy.counts["cut"] == times
-        # Taken up where it broke off, not begun anew.
-        assert proxy.asked[1] == ("GET", f"bytes={5 << 20}-{len(BIG) - 1}")
-
-    def test_cut_streams_and_ranges_are_resumed(self, proxy: FaultProxy, outside: Outside, s3_uri: str) -> None:
-        outside.write("a", BIG)
-        store = open_store(s3_uri)
-        proxy.cut(after=3 << 20, times=2)
-        assert store.sha256("a") == hashlib.sha256(BIG).hexdigest()
-        proxy.cut(after=1 << 20, times=3)
-        assert store.read_ranges("a", [(7, 4 << 20), (9 << 20, 5)]) == [BIG[7 : 7 + (4 << 20)], BIG[9 << 20 :][:5]]
-        assert proxy.counts["cut"] == 5
-
-    def test_a_stalled_read_is_resumed(
-        self,
-        proxy: FaultProxy,
-        outside: Outside,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        patience(monkeypatch, TIMEOUT=timedelta(seconds=2))
-        outside.write("a", BIG)
-        proxy.stall(after=5 << 20, seconds=60)
-        assert open_store(s3_uri).read("a") == BIG
-        assert proxy.counts["stall"] == 1
-
-    def test_a_read_that_breaks_for_ever_is_an_error(
-        self,
-        proxy: FaultProxy,
-        outside: Outside,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        patience(monkeypatch, RETRY_FOR=timedelta(seconds=0.5))
-        outside.write("a", BIG)
-        proxy.cut(after=1000, times=10**6)
-        with pytest.raises(StorageError) as caught:
-            open_store(s3_uri).read("a")
-        one_line(caught.value)
-
-    def test_overload_is_waited_for(self, proxy: FaultProxy, s3_uri: str) -> None:
-        store = open_store(s3_uri)
-        for step in (
-            lambda: store.write("a", b"1"),
-            lambda: store.read("a"),
-            lambda: names(store),
-            lambda: store.swap("b", b"1", None),
-            lambda: store.delete(["a"]),
-        ):
-            proxy.unavailable(times=2)
-            step()
-        assert names(store) == ["b"]
-        assert proxy.counts["unavailable"] == 10
-
-    def test_a_server_that_is_away_for_seconds(self, proxy: FaultProxy, s3_uri: str) -> None:
-        proxy.unavailable(times=10**6)
-        back = threading.Timer(3, proxy.mend)
-        back.start()
-        open_store(s3_uri).write("a", b"1")
-        back.join()
-        assert open_store(s3_uri).read("a") == b"1"
-        assert proxy.counts["unavailable"] > 2
-
-    def test_a_cut_listing_is_taken_up(self, proxy: FaultProxy, s3_uri: str) -> None:
-        store = open_store(s3_uri)
-        expected = [f"{i:04}" for i in range(1100)]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda name: store.write(name, b""), expected))
-        found: list[str] = []
-        for entry in store.list():
-            if not found:
-                # The server lists a thousand at a time; this cuts the second answer, and its repetition.
-                proxy.cut(after=100, times=2)
-            found.append(entry.name)
-        assert found == expected
-        assert proxy.counts["cut"] == 2
-        store.delete(expected)
-        assert names(store) == []
-
-    @pytest.mark.parametrize("times", [1, 3])
-    def test_a_swap_whose_answer_is_lost_succeeds(self, proxy: FaultProxy, s3_uri: str, times: int) -> None:
-        store = open_store(s3_uri)
-        proxy.swallow(times)
-        store.swap("m", b"1", None)
-        found = store.read_version("m")
-        assert found is not None
-        proxy.swallow(times)
-        store.swap("m", b"2", found[1])
-        assert store.read("m") == b"2"
-        assert proxy.counts["swallow"] == 2 * times
-
-    def test_a_stalled_swap_is_repeated(
-        self,
-        proxy: FaultProxy,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        patience(monkeypatch, TIMEOUT=timedelta(seconds=1))
-        proxy.stall_upload(after=1, seconds=60)
-        open_store(s3_uri).swap("m", b"12345", None)
-        assert open_store(s3_uri).read("m") == b"12345"
-        assert proxy.counts["stall_upload"] == 1
-
-    @pytest.mark.parametrize("limit", [64 << 20, 8 << 20])
-    def test_a_broken_upload_is_repeated(
-        self,
-        proxy: FaultProxy,
-        outside: Outside,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        limit: int,
-    ) -> None:
-        patience(monkeypatch, SINGLE_PUT=limit, TIMEOUT=timedelta(seconds=3))
-        store = open_store(s3_uri)
-        for arm in (
-            lambda: proxy.cut_upload(after=3 << 20, times=2),
-            lambda: proxy.stall_upload(after=3 << 20, seconds=60),
-            lambda: proxy.swallow(),
-        ):
-            arm()
-            store.write("a", BIG)
-            assert outside.read("a") == BIG
-            outside.client.delete_object(Bucket=BUCKET, Key=outside.prefix + "a")
-        assert (proxy.counts["cut_upload"], proxy.counts["stall_upload"], proxy.counts["swallow"]) == (2, 1, 1)
-        assert (("POST", "") in proxy.asked) == (limit < len(BIG))
-
-    @pytest.mark.parametrize("limit", [64 << 20, 8 << 20])
-    def test_an_upload_that_fails_changes_nothing(
-        self,
-        proxy: FaultProxy,
-        outside: Outside,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        limit: int,
-    ) -> None:
-        patience(monkeypatch, SINGLE_PUT=limit, RETRY_FOR=timedelta(seconds=0.5))
-        outside.write("old", b"old")
-        proxy.cut_upload(after=3 << 20, times=10**6)
-        for name in ("old", "new"):
-            with pytest.raises(StorageError) as caught:
-                open_store(s3_uri).write(name, BIG)
-            one_line(caught.value)
-        assert outside.names() == ["old"]
-        assert outside.read("old") == b"old"
-        assert outside.pending() == []
-        assert proxy.counts["cut_upload"] >= 2
-
-    def test_a_finished_upload_whose_answer_is_lost_succeeds(
-        self,
-        proxy: FaultProxy,
-        outside: Outside,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        patience(monkeypatch, SINGLE_PUT=8 << 20)
-        proxy.swallow(request=r"POST .*uploadId=")
-        open_store(s3_uri).write("a", BIG)
-        assert outside.read("a") == BIG
-        assert proxy.counts["swallow"] == 1
-
-
-class TestBuckets:
-    @pytest.mark.parametrize("name", NAMES)
-    def test_other_tools_see_the_same_names(self, outside: Outside, s3_uri: str, name: str) -> None:
-        store = open_store(s3_uri)
-        store.write(name, b"ours")
-        assert outside.names() == [name]
-        assert outside.read(name) == b"ours"
-        outside.write(name, b"theirs")
-        assert store.read(name) == b"theirs"
-
-    def test_ranges_that_lie_close_come_in_one_request(self, proxy: FaultProxy, outside: Outside, s3_uri: str) -> None:
-        outside.write("a", BIG)
-        near = [(1000 * i, 900) for i in range(50)]
-        assert open_store(s3_uri).read_ranges("a", [*near, (9 << 20, 5)]) == [
-            *(BIG[offset : offset + size] for offset, size in near),
-            BIG[9 << 20 :][:5],
-        ]
-        assert sorted(proxy.asked) == [("GET", "bytes=0-49899"), ("GET", f"bytes={9 << 20}-{(9 << 20) + 4}")]
-
-    def test_prefixes_do_not_mix(self, s3_uri: str) -> None:
-        open_store(s3_uri).write("a", b"1")
-        open_store(s3_uri + "-2").write("b", b"1")
-        assert names(open_store(s3_uri)) == ["a"]
-        assert names(open_store(s3_uri + "/")) == ["a"]
-
-    def test_a_whole_bucket(self, s3_server: S3Server, s3_uri: str) -> None:
-        bucket = f"whole-{secrets.token_hex(4)}"
-        s3_server.make_bucket(bucket)
-        store = open_store(f"s3://{bucket}")
-        store.write("a/b", b"1")
-        assert names(store) == ["a/b"]
-        assert store.read("a/b") == b"1"
-
-    def test_a_control_character_in_a_name(self, s3_uri: str) -> None:
-        with pytest.raises(UserError, match="control character"):
-            open_store(s3_uri).write("a\nb", b"")
-
-
-def one_line(error: BaseException, *parts: str) -> None:
-    """What a user may be shown: one line that says what happened, and no part of any credential."""
-    text = str(error)
-    assert isinstance(error, UserError)
-    assert "\n" not in text
-    assert len(text) < 400
-    assert all(part in text for part in parts), text
-    assert not [secret for secret in (*FULL, *READ_ONLY, "WRONG") if secret in text]
-
-
-CALLS = {
-    "read": lambda store: store.read("a"),
-    "find": lambda store: store.find("a"),
-    "list": lambda store: list(store.list()),
-    "ranges": lambda store: store.read_ranges("a", [(0, 1)]),
-    "open": lambda store: store.open("a"),
-    "write": lambda store: store.write("b", b"1"),
-    "swap": lambda store: store.swap("b", b"1", None),
-    "delete": lambda store: store.delete(["a"]),
-}
-WRITES = ("write", "swap", "delete")
-
-
-class TestRefusals:
-    @pytest.mark.parametrize("call", CALLS)
-    @pytest.mark.parametrize("wrong", [{"AWS_SECRET_ACCESS_KEY": "WRONG"}, {"AWS_ACCESS_KEY_ID": "WRONG"}])
-    def test_wrong_credentials(
-        self,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        wrong: dict[str, str],
-        call: str,
-    ) -> None:
-        setenv(monkeypatch, **wrong)
-        with pytest.raises(StorageError) as caught:
-            CALLS[call](open_store(s3_uri))
-        one_line(caught.value, "access denied", s3_uri)
-
-    def test_a_key_that_may_only_read(
-        self,
-        s3_server: S3Server,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        open_store(s3_uri).write("a", b"1")
-        setenv(monkeypatch, **s3_server.read_only_env)
-        store = open_store(s3_uri)
-        assert store.read("a") == b"1"
-        assert names(store) == ["a"]
-        for call in WRITES:
-            with pytest.raises(StorageError) as caught:
-                CALLS[call](store)
-            one_line(caught.value, "access denied", s3_uri)
-        assert names(store) == ["a"]
-
-    @pytest.mark.parametrize("call", [call for call in CALLS if call != "delete"])
-    def test_a_missing_bucket(self, s3_uri: str, call: str) -> None:
-        with pytest.raises(StorageError) as caught:
-            CALLS[call](open_store("s3://no-such-bucket/x"))
-        one_line(caught.value, "no such bucket", "s3://no-such-bucket/x")
-
-    @pytest.mark.parametrize("call", CALLS)
-    def test_an_endpoint_that_does_not_answer(
-        self,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-    ) -> None:
-        patience(monkeypatch, RETRY_FOR=timedelta(seconds=0.2))
-        setenv(monkeypatch, AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}")
-        with pytest.raises(StorageError) as caught:
-            CALLS[call](open_store(s3_uri))
-        one_line(caught.value, s3_uri, "127.0.0.1")
-
-    def test_no_credentials(self, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        patience(monkeypatch, RETRY_FOR=timedelta(seconds=0.2))
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        setenv(monkeypatch, AWS_METADATA_ENDPOINT=f"http://127.0.0.1:{free_ports(1)[0]}")
-        with pytest.raises(StorageError) as caught:
-            open_store(s3_uri).read("a")
-        one_line(caught.value, "no credentials", s3_uri)
-
-
-class TestProfiles:
-    @pytest.mark.parametrize("profile", ["default", "lab"])
-    @pytest.mark.parametrize("endpoint_in", ["environment", "config file"])
-    def test_credentials_from_files(
-        self,
-        s3_server: S3Server,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-        profile: str,
-        endpoint_in: str,
-    ) -> None:
-        aws_environment(monkeypatch, {}, tmp_path)
-        keys = f"[{profile}]\naws_access_key_id = {FULL[0]}\naws_secret_access_key = {FULL[1]}\n"
-        (tmp_path / "credentials").write_text(keys)
-        settings = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials")}
-        if endpoint_in == "environment":
-            settings |= {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_REGION": "us-east-1"}
-        else:
-            section = "default" if profile == "default" else f"profile {profile}"
-            text = f"[{section}]\nregion = us-east-1\nendpoint_url = {s3_server.endpoint}\n"
-            (tmp_path / "config").write_text(text)
-            settings |= {"AWS_CONFIG_FILE": str(tmp_path / "config")}
-        if profile != "default":
-            settings |= {"AWS_PROFILE": profile}
-        setenv(monkeypatch, **settings)
-        store = open_store(s3_uri)
-        store.write("a", b"1")
-        assert names(store) == ["a"]
-
-    def test_a_wrong_secret_in_a_file(
-        self,
-        s3_server: S3Server,
-        s3_uri: str,
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> None:
-        aws_environment(monkeypatch, {"AWS_ENDPOINT_URL": s3_server.endpoint}, tmp_path)
-        keys = f"[default]\naws_access_key_id = {FULL[0]}\naws_secret_access_key = WRONG\n"
-        (tmp_path / "credentials").write_text(keys)
-        setenv(monkeypatch, AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials"))
-        with pytest.raises(StorageError) as caught:
-            open_store(s3_uri).read("a")
-        one_line(caught.value, "access denied", s3_uri)
 
 
 class TestUris:
