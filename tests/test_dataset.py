@@ -36,7 +36,7 @@ from shards.manifest import (
     pack_record,
 )
 from shards.schema import SCHEMA_VERSION
-from shards.storage import Conflict, LocalStore
+from shards.storage import Conflict, Store
 from shards.verify import verify
 from tests.toy import toy_dataset
 
@@ -171,14 +171,15 @@ def test_a_commit_that_loses_at_the_last_moment_changes_nothing(
 ) -> None:
     manifest, version = dataset.current()
     assert manifest is not None
-    swap = LocalStore.swap
+    kind = type(dataset.store)
+    swap = kind.swap
 
-    def overtaken(store: LocalStore, name: str, data: bytes, expected: object) -> None:
-        monkeypatch.setattr(LocalStore, "swap", swap)
+    def overtaken(store: Store, name: str, data: bytes, expected: object) -> None:
+        monkeypatch.setattr(kind, "swap", swap)
         Dataset(dataset.uri).commit(counted(manifest, 1), dataset.current()[1])
         swap(store, name, data, expected)
 
-    monkeypatch.setattr(LocalStore, "swap", overtaken)
+    monkeypatch.setattr(kind, "swap", overtaken)
     with pytest.raises(Conflict):
         dataset.commit(counted(manifest, 2), version)
     assert dataset.manifest().config == {"count": 1}

@@ -151,11 +151,13 @@ def commit_toy(
 ) -> None:
     """Commit tables and index as a build would."""
     manifest = Manifest(
-        **common,
+        schema_version=SCHEMA_VERSION,
+        profile=common["profile"],
         source="",
         config={},
         codebook=None,
         columns=columns,
+        recipes={**common["recipes"], "energy": {"0": ENERGY}},
         shards=dict(Counter(row.shard for row in rows)),
         packs=packs,
         clips=dataset.put_rows(ClipRow, rows),
