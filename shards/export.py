@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from shards.config import Config
@@ -10,7 +11,7 @@ from shards.errors import UserError
 from shards.manifest import PackedShard
 from shards.progress import Progress
 from shards.schema import FIELDS
-from shards.storage import open_store
+from shards.storage import is_remote, open_store
 from shards.tar import write_tar
 
 LISTING = "shards.json"
@@ -57,7 +58,8 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
             raise UserError(f"{uri}: no clips in split {split!r}; there are {', '.join(known) or 'none'}")
     chosen = [shard for shard in index.shards if not splits or shard.split in splits]
     store = open_store(target)
-    if f"{store.uri}/".startswith(f"{dataset.store.uri}/"):
+    inner, outer = (at.uri if is_remote(at.uri) else os.path.realpath(at.uri) for at in (store, dataset.store))
+    if f"{inner}/".startswith(f"{outer}/"):
         raise UserError(f"{target}: lies inside the dataset; name a place outside")
     first = next(iter(store.list()), None)
     if first is not None:
