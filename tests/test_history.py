@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from cli.main import main
 from shards.dataset import ClipRow, Dataset
+from shards.errors import UserError
+from shards.export import export
 from shards.history import delete_garbage, find_garbage
 from shards.manifest import COPIES, HISTORY, MANIFEST, ColumnRef, Manifest, column_record, column_tar
 from shards.reader import read_fields
@@ -255,6 +257,29 @@ def test_a_damaged_copy_of_a_recent_manifest_stops_gc(dataset: Dataset, capsys: 
     age(dataset, 8, [copy])
     assert main(["gc", dataset.uri, "--delete"]) == 0
     assert before - names(dataset) == {copy, *gone}
+
+
+def test_a_dataset_in_a_bucket_is_committed_checked_cleaned_and_exported(s3_uri: str) -> None:
+    dataset = toy_dataset(f"{s3_uri}/ds", [[14], [13]])
+    first, version = dataset.current()
+    assert first is not None
+    gone = rerun(dataset)
+    with pytest.raises(Conflict):
+        dataset.commit(first, version)
+    assert verify(dataset.uri).problems == []
+    assert main(["gc", dataset.uri, "--grace", "1h", "--delete"]) == 0
+    assert gone <= names(dataset)
+    assert dataset.clips(first)
+    before = names(dataset)
+    assert main(["gc", dataset.uri, "--grace", "0s", "--delete"]) == 0
+    assert {name for name in before - names(dataset) if not name.startswith(HISTORY)} == gone
+    assert verify(dataset.uri).problems == verify(dataset.uri).notes == []
+    assert len(export(dataset.uri, f"{s3_uri}/plain", ["mel"]).shards) == 2
+    with pytest.raises(UserError, match="inside the dataset"):
+        export(dataset.uri, f"{dataset.uri}/plain", ["mel"])
+    tar = dataset.index().shards[0].name
+    dataset.store.write(tar, dataset.store.read(tar)[:-1024])
+    assert any("without an end marker" in line for line in verify(dataset.uri).problems)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
 
 
 def toy_dataset(
-    folder: Path, shards: list[list[int]], profile: str = "offline", recipes: dict[str, Recipe] = RECIPES
+    folder: Path | str, shards: list[list[int]], profile: str = "offline", recipes: dict[str, Recipe] = RECIPES
 ) -> Dataset:
     """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`."""
     dataset = Dataset(str(folder))
