@@ -135,13 +135,19 @@ class Dataset:
         keeps what its readers need.
 
         Raises:
-            Conflict: somebody else committed since.
+            Conflict: somebody else committed since, or `gc` deleted an old object that was to be taken up again.
         """
         before = self.store.read_version(MANIFEST)
         if before is not None:
-            if before[1] != version:
+            data, found = before
+            if found != version:
                 raise Conflict(f"{self.uri}/{MANIFEST}")
-            self.store.write(f"{HISTORY}{hashlib.sha256(before[0]).hexdigest()[:12]}.json", before[0])
+            gone = set(manifest.objects()) - set(self._parse(Manifest, MANIFEST, data).objects())
+            if gone:
+                gone -= {there.name for there in self.store.list()}
+            if gone:
+                raise Conflict(f"{self.uri}/{min(gone)} is gone")
+            self.store.write(f"{HISTORY}{hashlib.sha256(data).hexdigest()[:12]}.json", data)
         self.store.swap(MANIFEST, manifest.model_dump_json().encode(), version)
 
     def refresh_copies(self, manifest: Manifest) -> None:

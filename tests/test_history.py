@@ -209,6 +209,21 @@ def test_a_commit_during_gc_keeps_what_it_replaces_and_what_it_names(
     assert set(dataset.manifest().objects()) <= names(dataset)
 
 
+def test_a_commit_does_not_name_what_gc_deleted_meanwhile(dataset: Dataset) -> None:
+    """A build found a column of old settings again; gc took it for garbage before the build came to its commit."""
+    first = dataset.manifest()
+    gone = rerun(dataset, days=60)
+    age(dataset, 50)
+    manifest, version = dataset.current()
+    assert manifest is not None
+    assert main(["gc", dataset.uri, "--delete"]) == 0
+    assert names(dataset).isdisjoint(gone)
+    with pytest.raises(Conflict, match="is gone"):
+        dataset.commit(first, version)
+    assert dataset.manifest() == manifest
+    assert verify(dataset.uri).problems == []
+
+
 @pytest.mark.parametrize("done", [0, 1, 3, 5])
 def test_gc_that_breaks_off_is_finished_by_the_next(dataset: Dataset, done: int) -> None:
     for days in (90, 60, 30):
