@@ -25,6 +25,10 @@ from shards.signals import check_signals
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# A lost node is noticed within seconds.
+os.environ.setdefault("RAY_health_check_period_ms", "1000")
+os.environ.setdefault("RAY_health_check_timeout_ms", "3000")
+os.environ.setdefault("RAY_health_check_failure_threshold", "3")
 
 import ray
 import ray.exceptions
@@ -105,7 +109,11 @@ class Runner:
                 if not calls:
                     raise UserError(f"ray: no room for {waiting[0].stage} (cluster has {self._capacity})")
                 check_signals()
-                for call in ray.wait(calls, num_returns=1, timeout=1)[0]:
+                ready = ray.wait(calls, num_returns=1, timeout=1)[0]
+                if not ready and not any(node["Alive"] for node in ray.nodes()):
+                    # Calls to workers of the only node that there was never come back.
+                    raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
+                for call in ready:
                     pool = next(pool for pool in self._pools.values() if call in pool.busy)
                     actor, task = pool.busy.pop(call)
                     place = (task.stage, task.shard)
