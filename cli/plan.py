@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not runs and not packs:
         print("nothing to do: every column and shard is there already")
         return 0
-    print(f"to do: {runs} stage shards, {len(packs)} shards to pack")
+    print(f"to do: {runs} stage shards, {_shards(len(packs))} to pack")
     _print_cost(cost)
     return 0
 
@@ -57,12 +57,16 @@ def _print_matrix(plan: Plan, shards: list[str]) -> None:
         running = sum(cell.run for cell in row.values())
         reasons = Counter(cell.why for cell in row.values() if cell.why)
         missing = states["missing"] + states["stored"]
-        why = "; ".join(f"{reason}, {count} shards" for reason, count in reasons.most_common())
+        why = "; ".join(f"{reason}, {_shards(count)}" for reason, count in reasons.most_common())
         print(f"  {stage:<12}{states['fresh']:>6}{states['stale']:>6}{missing:>8}{running:>6}  {why}".rstrip())
     if 1 < len(shards) <= WIDEST:
         print(f"  by shard, {shards[0]} to {shards[-1]} (. fresh, s stale, - missing, + computed, not committed):")
         for stage, row in plan.cells.items():
             print(f"  {stage:<12}{''.join(MARKS[row[shard].state] for shard in shards)}")
+
+
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count} shards"
 
 
 def _print_cost(cost: Estimate) -> None:
