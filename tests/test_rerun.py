@@ -225,7 +225,7 @@ def test_quarantine_names_faults_and_requeue_tries_again(
     row = next(row for row in copy.quarantine() if row.key == key)
     assert (row.stage, row.reason, row.attempt, row.retriable) == ("mel", "fault", 1, True)
     assert row.traceback
-    assert verify(copy.uri).problems == []
+    assert verify(copy.uri, full=False).problems == []  # the tar still has the clip
     # A plain build leaves it alone; asked for, the stage and what follows it run again for that shard.
     assert build(None, copy.uri, small_build()).tasks == 0
     assert main(["build", copy.uri, "--requeue", "no_audio", "--dry-run"]) == 0
