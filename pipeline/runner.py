@@ -72,6 +72,18 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:
+    cause = error.cause
+    if isinstance(cause, UserError):
+        return cause
+    where = f"stage {task.stage}, shard {task.shard}"
+    if isinstance(cause, OSError):
+        # A full disk, missing permission: the machine's words are the clearest.
+        name = f"{cause.filename}: " if cause.filename else ""
+        return UserError(f"{where}: {name}{cause.strerror or cause}; what is done is kept, build again to go on")
+    return UserError(f"{where}: {cause!r}\n{error}")
+
+
 @dataclass
 class _Pool:
     """Workers of one resource request; `busy` maps the running call to its worker and task."""
@@ -82,7 +94,7 @@ class _Pool:
 
 
 class Runner:
-    """Runs tasks on the Ray session that is open."""
+    """Runs tasks on the Ray session that is open; workers stay from one `execute` to the next, until `close`."""
 
     def __init__(self, worker_arguments: tuple[Any, ...], shards: Mapping[str, list[Clip]], retries: int) -> None:
         self._args, self._shards = worker_arguments, shards
@@ -90,10 +102,11 @@ class Runner:
         self._pools: dict[Resources, _Pool] = {}
         self._capacity = ray.cluster_resources()
 
-    def execute(self, tasks: Sequence[Work], on_done: Callable[[Work, Done], None]) -> None:
+    def execute(self, tasks: Sequence[Work], codebook: str | None, on_done: Callable[[Work, Done], None]) -> None:
         """Run all tasks, each once the tasks it reads from are done.
 
         Args:
+            codebook: object name of the dataset's own centroids.
             on_done: called with each task and what came of it.
 
         Raises:
@@ -102,50 +115,41 @@ class Runner:
         open_marks = {(task.stage, task.shard): task for task in tasks}
         waiting = list(tasks)
         attempts: dict[tuple[str, str], int] = {}
-        try:
-            while waiting or any(pool.busy for pool in self._pools.values()):
-                waiting = self._hand_out(waiting, open_marks)
-                calls = [call for pool in self._pools.values() for call in pool.busy]
-                if not calls:
-                    raise UserError(f"ray: no room for {waiting[0].stage} (cluster has {self._capacity})")
-                check_signals()
+        while waiting or any(pool.busy for pool in self._pools.values()):
+            waiting = self._hand_out(waiting, open_marks, codebook)
+            calls = [call for pool in self._pools.values() for call in pool.busy]
+            if not calls:
+                raise UserError(f"ray: no room for {waiting[0].stage} (cluster has {self._capacity})")
+            check_signals()
+            try:
                 ready = ray.wait(calls, num_returns=1, timeout=1)[0]
-                if not ready and not any(node["Alive"] for node in ray.nodes()):
-                    # Calls to workers of the only node that there was never come back.
-                    raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
-                for call in ready:
-                    pool = next(pool for pool in self._pools.values() if call in pool.busy)
-                    actor, task = pool.busy.pop(call)
-                    place = (task.stage, task.shard)
-                    try:
-                        done = ray.get(call)
-                    except ray.exceptions.RayActorError:
-                        attempts[place] = attempts.get(place, 0) + 1
-                        if attempts[place] > self._retries:
-                            raise UserError(
-                                f"stage {task.stage}, shard {task.shard}: the worker died {attempts[place]} times "
-                                "(out of memory, or a crash in native code: Ray's worker-*.err logs say which); "
-                                "build again to resume"
-                            ) from None
-                        waiting.append(task)
-                        continue
-                    except ray.exceptions.RayTaskError as error:
-                        cause = error.cause
-                        if isinstance(cause, UserError):
-                            raise cause from None
-                        if isinstance(cause, OSError):
-                            # A full disk, missing permission: the machine's words are the clearest.
-                            place_name = f"{cause.filename}: " if cause.filename else ""
-                            raise UserError(
-                                f"stage {task.stage}, shard {task.shard}: {place_name}{cause.strerror or cause}; what "
-                                "is done is kept, build again to go on"
-                            ) from None
-                        raise UserError(f"stage {task.stage}, shard {task.shard}: {cause!r}\n{error}") from None
-                    pool.idle.append(actor)
-                    del open_marks[place]
-                    on_done(task, done)
-        finally:
-            self.close()
+            except SystemError:
+                check_signals()  # a signal that came inside Ray's own code shows as this
+                raise
+            if not ready and not any(node["Alive"] for node in ray.nodes()):
+                # Calls to workers of the only node that there was never come back.
+                raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
+            for call in ready:
+                pool = next(pool for pool in self._pools.values() if call in pool.busy)
+                actor, task = pool.busy.pop(call)
+                place = (task.stage, task.shard)
+                try:
+                    done = ray.get(call)
+                except ray.exceptions.RayActorError:
+                    attempts[place] = attempts.get(place, 0) + 1
+                    if attempts[place] > self._retries:
+                        raise UserError(
+                            f"stage {task.stage}, shard {task.shard}: the worker died {attempts[place]} times "
+                            "(out of memory, or a crash in native code: Ray's worker-*.err logs say which); "
+                            "build again to resume"
+                        ) from None
+                    waiting.append(task)
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    raise _failure(task, error) from None
+                pool.idle.append(actor)
+                del open_marks[place]
+                on_done(task, done)
 
     def close(self) -> None:
         """Stop all workers."""
@@ -154,7 +158,9 @@ class Runner:
                 ray.kill(actor)
         self._pools.clear()
 
-    def _hand_out(self, waiting: list[Work], open_marks: dict[tuple[str, str], Work]) -> list[Work]:
+    def _hand_out(
+        self, waiting: list[Work], open_marks: dict[tuple[str, str], Work], codebook: str | None
+    ) -> list[Work]:
         """Give ready tasks to workers; returns those that still wait."""
         left = []
         for task in waiting:
@@ -164,7 +170,7 @@ class Runner:
                 left.append(task)
             else:
                 pool = self._pools[_RESOURCES[task.stage]]
-                pool.busy[actor.run.remote(task, self._shards[task.shard])] = (actor, task)
+                pool.busy[actor.run.remote(task, self._shards[task.shard], codebook)] = (actor, task)
         return left
 
     def _worker(self, resources: Resources) -> Any | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pipeline.columns import Task
 from pipeline.config import BuildConfig
@@ -13,6 +14,10 @@ from pipeline.stage import Clip
 from shards.dataset import Dataset
 from shards.manifest import ColumnRef
 from shards.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.runner import Runner
+    from pipeline.worker import Done
 
 
 class Crew:
@@ -27,7 +32,7 @@ class Crew:
     def __init__(self, dataset: Dataset, config: BuildConfig, shards: Mapping[str, list[Clip]]) -> None:
         self._dataset, self._config, self._shards = dataset, config, shards
         self._stack = ExitStack()
-        self._session = False
+        self._runner: Runner | None = None
         self.columns: dict[tuple[str, str], ColumnRef] = {}
         self.packed: dict[str, Packed] = {}
         self.ran = self.packs = 0
@@ -41,11 +46,12 @@ class Crew:
         if not tasks:
             return
         from pipeline.runner import Runner, ray_session
-        from pipeline.worker import Done
 
-        if not self._session:
+        if self._runner is None:
             self._stack.enter_context(ray_session(self._config.run))
-            self._session = True
+            arguments = (self._dataset.store.uri, self._config)
+            self._runner = Runner(arguments, self._shards, self._config.run.retries)
+            self._stack.callback(self._runner.close)
         total = sum(len(self._shards[task.shard]) for task in tasks)
         with Progress("build", total, "clip stages") as progress:
 
@@ -58,8 +64,7 @@ class Crew:
                     self.ran += done.ran
                 progress.advance(len(self._shards[task.shard]), f"{task.stage} {task.shard}")
 
-            arguments = (self._dataset.store.uri, self._config, codebook)
-            Runner(arguments, self._shards, self._config.run.retries).execute(tasks, note)
+            self._runner.execute(tasks, codebook, note)
 
     def __enter__(self) -> Crew:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,24 +42,27 @@ class Worker:
         resources: what the worker occupies; it runs as many threads as it has processors.
         uri: of the dataset.
         config: of the build.
-        codebook: object name of the dataset's own centroids, where the configuration names none.
     """
 
-    def __init__(self, resources: Resources, uri: str, config: BuildConfig, codebook: str | None) -> None:
+    def __init__(self, resources: Resources, uri: str, config: BuildConfig) -> None:
         self._threads = max(1, int(resources.cpus))
         self._dataset = Dataset(uri)
-        self._config, self._codebook = config, codebook
+        self._config = config
         self._stages: dict[str, Stage[Any]] = {}
 
-    def run(self, task: Task | PackTask, clips: list[Clip]) -> Done:
-        """Do a task for the clips of its shard, unless its result is there already."""
+    def run(self, task: Task | PackTask, clips: list[Clip], codebook: str | None) -> Done:
+        """Do a task for the clips of its shard, unless its result is there already.
+
+        Args:
+            codebook: object name of the dataset's own centroids, where the configuration names none.
+        """
         if isinstance(task, PackTask):
             packed = load_packed(self._dataset, task.shard, task.inputs)
             return Done(packed or pack_shard(self._dataset, task, self._columns(task), clips), packed is None)
         column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
         ran = column is None
         if column is None:
-            column = build_column(self._dataset, self._stage(task.stage), task, clips, self._columns(task))
+            column = build_column(self._dataset, self._stage(task.stage, codebook), task, clips, self._columns(task))
         return Done(column.ref(recipe_key(task.recipe)), ran)
 
     def _columns(self, task: Task | PackTask) -> list[Column]:
@@ -70,20 +74,20 @@ class Worker:
             found.append(column)
         return found
 
-    def _stage(self, name: str) -> Stage[Any]:
+    def _stage(self, name: str, codebook: str | None) -> Stage[Any]:
         if name not in self._stages:
-            pin_threads(self._threads)
-            centroids = local_copy(self._dataset.store, self._codebook) if self._codebook else None
+            centroids = local_copy(self._dataset.store, codebook) if codebook else None
             stage = make_stage(KINDS[name], self._config, centroids)
             stage.setup()
+            pin_threads(self._threads)
             self._stages[name] = stage
         return self._stages[name]
 
 
 def pin_threads(count: int) -> None:
-    """Hold OpenCV and torch to `count` threads; two unpinned workers on two cores slow each other two- to threefold."""
-    import cv2
-    import torch
-
-    cv2.setNumThreads(count)
-    torch.set_num_threads(count)
+    """Hold OpenCV and torch, where they are loaded, to `count` threads; two unpinned workers on two cores slow each
+    other two- to threefold."""
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
