@@ -7,6 +7,9 @@ import json
 from collections import defaultdict
 from dataclasses import asdict
 
+from cli.options import printable
+from shards.errors import UserError
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset")
@@ -17,8 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pipeline.stage import Reason
     from shards.dataset import Dataset
 
+    known = [reason.value for reason in Reason]
+    if args.reason not in (None, *known):
+        raise UserError(f"no reason {args.reason!r}; choose from {', '.join(known)}")
     rows = [row for row in Dataset(args.dataset).quarantine() if args.reason in (None, row.reason)]
     if args.json:
         for row in rows:
@@ -26,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.list or args.traceback:
         for row in rows:
-            print(f"{row.key}: {row.stage}: {row.reason}: {row.message}")
+            print(printable(f"{row.key}: {row.stage}: {row.reason}: {row.message}"))
             if args.traceback and row.traceback:
                 print(row.traceback)
         return 0
@@ -35,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         groups[row.reason, row.stage].append(row)
     print(f"{len(rows)} clips in quarantine")
     for (reason, stage), members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        again = ", retriable" if members[0].retriable else ""
-        print(f"  {len(members):>6}  {reason} ({stage}{again}): e.g. {members[0].key}: {members[0].message}")
+        again = ", retriable" if any(row.retriable for row in members) else ""
+        example = printable(f"{members[0].key}: {members[0].message}")
+        print(f"  {len(members):>6}  {reason} ({stage}{again}): e.g. {example}")
     return 0

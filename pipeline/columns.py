@@ -6,6 +6,7 @@ and what it took. The record is written last: a column exists when it does.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -79,6 +80,10 @@ class Column(Config):
         """Object name of its tar."""
         return column_tar(self.task.stage, self.task.shard, self.task.fingerprint, self.sha256)
 
+    def record(self) -> str:
+        """As stored, JSON."""
+        return self.model_dump_json()
+
     def ref(self, recipe: str) -> ColumnRef:
         """What the manifest says of it; `recipe` is the recipe's key there."""
         return ColumnRef(
@@ -87,6 +92,7 @@ class Column(Config):
             reads=self.task.reads,
             media=self.task.media,
             attempt=self.task.attempt,
+            record=hashlib.sha256(self.record().encode()).hexdigest(),
             sha256=self.sha256,
             bytes=self.bytes,
             clips=len(self.clips),
@@ -168,7 +174,7 @@ def _publish(dataset: Dataset, column: Column) -> Column:
     """Write the record, unless another build did this task meanwhile: the first one to finish counts."""
     task = column.task
     name = column_record(task.stage, task.shard, task.fingerprint)
-    data = column.model_dump_json().encode()
+    data = column.record().encode()
     try:
         dataset.store.swap(name, data, None)
     except Conflict:

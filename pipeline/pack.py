@@ -6,6 +6,7 @@ committing packs nothing twice.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,11 +64,16 @@ class Packed(Config):
     widths: dict[str, int]
     seconds: float
 
+    def record(self) -> str:
+        """As stored, JSON."""
+        return self.model_dump_json()
+
     def ref(self) -> PackRef:
         """What the manifest says of it."""
         shard = self.packed
         return PackRef(
             inputs=self.inputs,
+            record=hashlib.sha256(self.record().encode()).hexdigest(),
             name=shard.name if shard else None,
             sha256=shard.sha256 if shard else "",
             bytes=shard.bytes if shard else 0,
@@ -124,7 +130,7 @@ def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clip
         widths={name: width for column in columns for name, width in column.widths.items()},
         seconds=round(time.perf_counter() - begin, 3),
     )
-    dataset.store.write(pack_record(task.shard, task.inputs), record.model_dump_json().encode())
+    dataset.store.write(pack_record(task.shard, task.inputs), record.record().encode())
     return record
 
 

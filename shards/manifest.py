@@ -51,6 +51,7 @@ class ColumnRef(Config):
         reads: upstream stage -> fingerprint of the column that was read.
         media: digest of the shard's clips, for stages that decode media; else empty.
         attempt: 1, and one more each time that the work was asked for again.
+        sha256, bytes: of its tar; `record`: sha256 of its record.
         clips, refused: how many clips are in and how many were refused.
         seconds: that a worker took.
     """
@@ -60,6 +61,7 @@ class ColumnRef(Config):
     reads: dict[str, str]
     media: str
     attempt: int
+    record: str
     sha256: str
     bytes: int
     clips: int
@@ -72,11 +74,13 @@ class PackRef(Config):
 
     Attributes:
         inputs: hash of all that it was packed from.
+        record: sha256 of the record.
         name: of the packed shard; None where no clip survived.
         refused: reason -> clips.
     """
 
     inputs: str
+    record: str
     name: str | None
     sha256: str
     bytes: int

@@ -73,7 +73,7 @@ def verify(uri: str, full: bool = True) -> Verdict:
     if full:
         verdict.problems += _check_copies(dataset, manifest, sizes)
         verdict.problems += _check_columns(dataset, manifest)
-        verdict.problems += _check_packs(dataset, manifest, index, refused)
+        verdict.problems += _check_packs(dataset, manifest)
         verdict.problems += _check_shards(dataset, index)
     return verdict
 
@@ -168,40 +168,22 @@ def _check_copies(dataset: Dataset, manifest: Manifest, sizes: Mapping[str, int]
 
 
 def _check_columns(dataset: Dataset, manifest: Manifest) -> Iterator[str]:
-    """What later builds start from: every column against its record, and both against the manifest."""
+    """What later builds start from: every column and its record against the manifest, and against each other."""
     columns = [(stage, shard, ref) for stage, refs in manifest.columns.items() for shard, ref in refs.items()]
     with Progress("verify columns", len(columns), "columns") as progress:
         for stage, shard, ref in columns:
-            record = column_record(stage, shard, ref.fingerprint)
-            places: Places | None = None
-            try:
-                places = _column_places(json.loads(dataset.store.read(record)), manifest, stage, shard)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                yield f"{record}: damaged ({type(error).__name__}: {error}); {REDO}"
-            except (OSError, StorageError) as error:
-                yield from (f"{record}: {problem}" for problem in _unreadable(error))
             name = column_tar(stage, shard, ref.fingerprint, ref.sha256)
-            problems: list[str] = []
-            for _ in _members(dataset, name, ref.sha256, places, problems):
+            record, problems = _record(dataset, column_record(stage, shard, ref.fingerprint), ref.record)
+            yield from problems
+            problems = []
+            for _ in _members(dataset, name, ref.sha256, _places(record) if record else None, problems):
                 pass
             yield from (f"{name}: {problem}" for problem in problems)
             progress.advance(1, name)
 
 
-def _column_places(record: Any, manifest: Manifest, stage: str, shard: str) -> Places:
-    """Where the members of a column lie by its record. Raises ValueError, KeyError, TypeError or AttributeError."""
-    ref = manifest.columns[stage][shard]
-    recipe = manifest.recipes.get(stage, {}).get(ref.recipe)
-    task = {
-        "stage": stage,
-        "shard": shard,
-        "recipe": recipe and recipe.model_dump(mode="json"),
-        **ref.model_dump(mode="json", include={"fingerprint", "reads", "media", "attempt"}),
-    }
-    said = (record["schema_version"], record["task"], record["sha256"], record["bytes"])
-    counts = (len(record["clips"]), len(record["refused"]))
-    if (*said, *counts) != (manifest.schema_version, task, ref.sha256, ref.bytes, ref.clips, ref.refused):
-        raise ValueError("disagrees with the manifest")
+def _places(record: Any) -> Places:
+    """Where the members of a column lie by its record."""
     return {
         f"{key}.{FIELDS[name].suffix}": (offset, size)
         for key, clip in record["clips"].items()
@@ -209,25 +191,21 @@ def _column_places(record: Any, manifest: Manifest, stage: str, shard: str) -> P
     }
 
 
-def _check_packs(dataset: Dataset, manifest: Manifest, index: Index, refused: Sequence[QuarantineRow]) -> Iterator[str]:
+def _check_packs(dataset: Dataset, manifest: Manifest) -> Iterator[str]:
     """Records of what became of each shard: later builds take them as they are."""
-    entries = {entry.name: entry.model_dump(mode="json") for entry in index.shards}
-    lost: dict[str, set[str]] = {shard: set() for shard in manifest.packs}
-    for row in refused:
-        lost.setdefault(row.shard, set()).add(row.key)
     for shard, pack in manifest.packs.items():
-        name = pack_record(shard, pack.inputs)
-        try:
-            record = json.loads(dataset.store.read(name))
-            packed = entries.get(pack.name) if pack.name else None
-            said = (record["schema_version"], record["shard"], record["inputs"], record["packed"], set(record["lost"]))
-            agrees = said == (manifest.schema_version, shard, pack.inputs, packed, lost[shard])
-            if not agrees or not record["widths"].items() <= index.widths.items():
-                yield f"{name}: disagrees with index and {QUARANTINE}; {REDO}"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield f"{name}: damaged ({type(error).__name__}: {error}); {REDO}"
-        except (OSError, StorageError) as error:
-            yield from (f"{name}: {problem}" for problem in _unreadable(error))
+        yield from _record(dataset, pack_record(shard, pack.inputs), pack.record)[1]
+
+
+def _record(dataset: Dataset, name: str, sha256: str) -> tuple[Any, list[str]]:
+    """A record, or None and what is wrong with it."""
+    try:
+        data = dataset.store.read(name)
+    except (OSError, StorageError) as error:
+        return None, [f"{name}: {problem}" for problem in _unreadable(error)]
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return None, [f"{name}: sha256 differs from the manifest; {REDO}"]
+    return json.loads(data), []
 
 
 def _check_shards(dataset: Dataset, index: Index) -> Iterator[str]:

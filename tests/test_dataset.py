@@ -358,7 +358,9 @@ def test_a_manifest_names_all_that_a_dataset_holds(dataset: Dataset) -> None:
     said = dataset.manifest().objects()
     assert set(said) == set(found) - plain
     assert {name: size for name, size in said.items() if size is not None}.items() <= found.items()
-    lost = PackRef(inputs="f" * 16, name=None, sha256="", bytes=0, clips=0, frames=0, refused={"fault": 1}, seconds=1)
+    lost = PackRef(
+        inputs="f" * 16, record="", name=None, sha256="", bytes=0, clips=0, frames=0, refused={"fault": 1}, seconds=1
+    )
     book = Codebook(name=f"codebooks/units-{'0' * 16}.npy", fit="x")
     more = dataset.manifest().model_copy(update={"packs": {"train-000000": lost}, "codebook": book})
     assert {pack_record("train-000000", "f" * 16), book.name} <= set(more.objects())

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.main import main
+from pipeline.columns import Column
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.export import export
@@ -57,10 +58,10 @@ def rerun(dataset: Dataset, days: float | None = None) -> set[str]:
     mark = f"{int(ref.fingerprint, 16) + 256:016x}"
     tar = dataset.store.read(column_tar("energy", shard, ref.fingerprint, ref.sha256))
     dataset.store.write(column_tar("energy", shard, mark, ref.sha256), tar)
-    record = json.loads(dataset.store.read(column_record("energy", shard, ref.fingerprint)))
-    record["task"]["fingerprint"] = mark
-    dataset.store.write(column_record("energy", shard, mark), json.dumps(record).encode())
-    columns = {**before.columns["energy"], shard: ref.model_copy(update={"fingerprint": mark})}
+    column = Column.model_validate_json(dataset.store.read(column_record("energy", shard, ref.fingerprint)))
+    column = column.model_copy(update={"task": column.task.model_copy(update={"fingerprint": mark})})
+    dataset.store.write(column_record("energy", shard, mark), column.record().encode())
+    columns = {**before.columns["energy"], shard: column.ref(ref.recipe)}
     rows = [ClipRow(**{**vars(row), "text": mark}) for row in dataset.clips(before)]
     after = before.model_copy(update={"columns": {"energy": columns}, "clips": dataset.put_rows(ClipRow, rows)})
     dataset.commit(after, version)
@@ -330,7 +331,7 @@ def column(number: int) -> tuple[str, str]:
 
 def reference(number: int) -> ColumnRef:
     facts = {"recipe": "0", "reads": {}, "media": "", "attempt": 1, "clips": 0, "refused": 0, "seconds": 0}
-    return ColumnRef(fingerprint=f"{number:016x}", sha256=f"{number:064x}", bytes=number, **facts)
+    return ColumnRef(record="", fingerprint=f"{number:016x}", sha256=f"{number:064x}", bytes=number, **facts)
 
 
 def attempt(dataset: Dataset, step: Step) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.media import _on_grid, count_frames, decode_audio, decode_video
 from pipeline.stage import Reason, Reject
+from shards.errors import UserError
 
 MILLISECOND = Fraction(1, 1000)
 FRAMES_25 = range(0, 2000, 40)
@@ -238,7 +239,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no film\n" * 1000)
     rejected(Reason.UNREADABLE, tmp_path / "text.mp4")
     rejected(Reason.UNREADABLE, tmp_path)
-    with pytest.raises(UserError, match="not supported"):
+    with pytest.raises(UserError, match="no such storage"):
         list(decode_video("https://example.org/a.mp4"))
     os.mkfifo(tmp_path / "fifo.mp4")
     rejected(Reason.UNREADABLE, tmp_path / "fifo.mp4")

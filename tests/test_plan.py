@@ -96,7 +96,15 @@ class World:
             self.content[stage, shard] = (stage, *made_from)
             key = recipe_key(task.recipe)
             self.recipes[stage][key] = task.recipe
-            facts = {"sha256": "0" * 64, "bytes": 7, "clips": 2, "refused": 0, "seconds": 1.0, "recipe": key}
+            facts = {
+                "record": "",
+                "sha256": "0" * 64,
+                "bytes": 7,
+                "clips": 2,
+                "refused": 0,
+                "seconds": 1.0,
+                "recipe": key,
+            }
             ref = ColumnRef(**{**task.model_dump(exclude={"stage", "shard", "recipe"}), **facts})
             self.refs[stage][shard] = ref
             self.sizes[column_record(stage, shard, ref.fingerprint)] = 1
@@ -105,7 +113,15 @@ class World:
             if pack.run:
                 assert pack.marks == {name: self.refs[name][shard].fingerprint for name in NAMES}
                 name = f"train/{shard}-000000000000.tar"
-                facts = {"sha256": "", "bytes": 9, "clips": 2, "frames": 50, "refused": {}, "seconds": 1.0}
+                facts = {
+                    "record": "",
+                    "sha256": "",
+                    "bytes": 9,
+                    "clips": 2,
+                    "frames": 50,
+                    "refused": {},
+                    "seconds": 1.0,
+                }
                 self.packs[shard] = PackRef(inputs=pack.inputs, name=name, **facts)
                 self.sizes |= {name: 9, pack_record(shard, pack.inputs): 1}
         return ran

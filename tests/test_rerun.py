@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from datetime import timedelta
@@ -330,3 +331,16 @@ def test_quarantine_rows_are_a_table_for_everyone(built: Built) -> None:
     table = pq.read_table(f"{built[0].uri}/quarantine.parquet").to_pylist()
     assert [QuarantineRow(**row) for row in table] == built[0].quarantine()
     assert find_garbage(built[0], timedelta(days=1)).foreign == []
+
+
+def test_quarantine_in_words(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quarantine", built[0].uri]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("6 clips in quarantine\n")
+    assert "1  silent (audio): e.g. faulty/silent: " in text
+    assert main(["quarantine", built[0].uri, "--list", "--reason", "no_face"]) == 0
+    assert capsys.readouterr().out.startswith("faulty/no_face: faces: no_face: ")
+    assert main(["quarantine", built[0].uri, "--json"]) == 0
+    assert {json.loads(line)["attempt"] for line in capsys.readouterr().out.splitlines()} == {1}
+    assert main(["quarantine", built[0].uri, "--reason", "silence"]) == 2
+    assert "choose from" in capsys.readouterr().err
