@@ -83,6 +83,6 @@ def _spoken_clip(rows: list[ClipRow]) -> tuple[ClipRow, bool]:
     """A clip to speak for: of the test split, or failing that any."""
     usable = [row for row in rows if row.state == "packed" and row.start is None and row.end is None]
     if not usable:
-        raise UserError("no clip got through the build; see `f2v status --clips`")
+        raise UserError("no clip got through the build; see `f2v quarantine --list`")
     usable.sort(key=lambda row: (row.split != "test", row.key))
     return usable[0], usable[0].split == "test"

@@ -172,7 +172,9 @@ def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], l
     if not selection.requeue or there.manifest is None:
         return set(), []
     rows = [row for row in there.dataset.quarantine(there.manifest) if row.reason in selection.requeue]
-    found = set()
+    found: set[tuple[str, str]] = set()
+    # Where stages disagreed on a clip's length, the ones that decode say it anew.
+    found |= {(kind.name, row.shard) for row in rows if row.stage == "pack" for kind in STAGES if kind.media}
     for shard in sorted({row.shard for row in rows} & set(there.shards)):
         for stage, refs in there.manifest.columns.items():
             ref = refs.get(shard)

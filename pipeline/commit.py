@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import BuildConfig
@@ -122,8 +123,13 @@ def commit_build(
 
 
 def recorded(config: BuildConfig) -> dict[str, Any]:
-    """The configuration as stored: what decides content, not how it ran."""
-    return config.model_dump(mode="json", exclude={"run"})
+    """The configuration as stored: what decides content, not how it ran. Files are named so that the settings mean the
+    same from another folder."""
+    tree = config.model_dump(mode="json", exclude={"run"})
+    for section, key in (("source", "valid_ids"), ("speech", "centroids")):
+        if tree[section][key] is not None:
+            tree[section][key] = str(Path(tree[section][key]).absolute())
+    return tree
 
 
 def make_index(

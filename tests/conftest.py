@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +21,7 @@ from pipeline.synthetic.corpus import write_corpus, write_faulty
 from shards.config import load_config
 from shards.dataset import Dataset
 from tests.buckets import outside, proxy  # noqa: F401
-from tests.seaweed import s3_server, s3_uri  # noqa: F401
+from tests.seaweed import free_ports, s3_server, s3_uri  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,10 +44,35 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@lru_cache
+def cluster() -> str:
+    """Address of one Ray for all builds in this process: starting one takes longer than most of them."""
+    port = free_ports(1)[0]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    command += ["--object-store-memory=268435456", "--include-dashboard=false", "--disable-usage-stats"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(
+        command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, start_new_session=True, **quiet
+    )
+
+    def stop() -> None:
+        process.terminate()
+        process.wait()
+
+    atexit.register(stop)
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return f"127.0.0.1:{port}"
+        time.sleep(0.1)
+    raise RuntimeError("ray did not start")
+
+
 def small_build(**sections: object) -> BuildConfig:
-    """Configuration of a build that fits a test: small shards, few units."""
-    base = {"pack": {"shard_clips": 6}, "speech": {"clusters": 20}, "run": {"cpus": 2}}
-    return load_config(BuildConfig, base={**base, **sections})
+    """Configuration of a build that fits a test: small shards, few units, a Ray that runs already."""
+    base = {"pack": {"shard_clips": 6}, "speech": {"clusters": 20}}
+    run = {} if "run" in sections else {"run": {"ray_address": cluster()}}
+    return load_config(BuildConfig, base={**base, **run, **sections})
 
 
 @pytest.fixture(scope="session")
