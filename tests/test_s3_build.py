@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+import webdataset as wds
 
 from cli.main import main
 from pipeline.build import build
@@ -21,7 +23,8 @@ from tests.buckets import patience
 from tests.conftest import small_build
 from tests.seaweed import S3Server, aws_environment
 
-CONFIG = {"pack": {"shard_clips": 2}, "speech": {"clusters": 20}}
+# A Ray of its own, whose workers have this test's credentials.
+CONFIG = {"pack": {"shard_clips": 2}, "speech": {"clusters": 20}, "run": {"cpus": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,9 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = folder / file.relative_to(corpus)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
+    # Dots would split a key for WebDataset; spaces and accents must come back.
+    odd = next((folder / "test").rglob("*.mp4"))
+    odd.rename(odd.with_name("odd name.v2 ü.mp4"))
     shutil.copy(corpus / "faulty" / "silent.mp4", folder / "silent.mp4")
     (folder / "train" / "broken é.mp4").write_bytes(b"no media")
     return folder
@@ -65,6 +71,10 @@ def test_a_bucket_gives_the_same_shards_as_a_disk(
     summary = build(f"{s3_uri}/videos", dataset.uri, small_build(**CONFIG))
     assert digests(dataset) == digests(on_disk)
     assert verify(dataset.uri).problems == []
+    keys = {row.key for row in dataset.clips() if row.split == "test"}
+    assert {unquote(key).rpartition("/")[2] for key in keys} == {"odd name.v2 ü"}
+    urls = [f"{on_disk.uri}/{shard.name}" for shard in dataset.index().shards if shard.split == "test"]
+    assert {sample["__key__"] for sample in wds.WebDataset(urls, shardshuffle=False)} == keys
     reasons = {row.key: row.reason for row in dataset.quarantine()}
     assert reasons == {row.key: row.reason for row in on_disk.quarantine()}
     assert summary.quarantined == {"silent": 1, "unreadable": 1}
