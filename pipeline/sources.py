@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO, StringIO
 from pathlib import Path, PurePosixPath
@@ -16,32 +14,13 @@ from urllib.parse import quote
 
 from pipeline.digests import Known, with_digests
 from pipeline.stage import Clip
+from pipeline.tree import MEDIA, Tree
 from shards.config import Config
 from shards.errors import UserError
-from shards.storage import Object, Store, is_remote, local_path, open_store, open_uri
+from shards.storage import is_remote, local_path, open_uri
 
 Layout = Literal["auto", "folder", "lrs3", "lrs2", "table"]
 
-MEDIA = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".flv",
-        ".ogv",
-        ".3gp",
-        ".wmv",
-        ".asf",
-    ],
-)
 SPLITS = {
     "train": "train",
     "pretrain": "train",
@@ -98,7 +77,7 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     Raises:
         UserError: the source is missing or empty, a list or table is malformed, or two clips share a key.
     """
-    tree = _Tree(uri)
+    tree = Tree(uri)
     layout = tree.layout() if config.layout == "auto" else config.layout
     if (layout == "table") != tree.is_file:
         raise UserError(f"source {uri}: layout {layout} needs a {'file' if layout == 'table' else 'folder'}")
@@ -116,67 +95,6 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     clips.sort(key=lambda clip: clip.key)
     objects = {tree.uri(name): found for name, found in tree.objects.items()}
     return Source(with_digests(clips, objects, known or {}), layout, notes)
-
-
-class _Tree:
-    """The files of a source: names relative to it, with size and stamp where the listing told them."""
-
-    def __init__(self, uri: str) -> None:
-        self._remote = is_remote(uri)
-        # Workers may run in another folder, so paths are whole from here on.
-        self.root = uri.rstrip("/") if self._remote else str(local_path(uri).absolute())
-        if self._remote:
-            self.store: Store = open_store(self.root)
-            self.objects: dict[str, Object] = {found.name: found for found in self.store.list()}
-            self.names = sorted(self.objects)
-            self.is_file = not self.names and bool(open_uri(self.root)[0].find(open_uri(self.root)[1]))
-            exists = bool(self.names) or self.is_file
-        else:
-            self.store, self.objects = open_store(self.root), {}
-            self.is_file, exists = os.path.isfile(self.root), os.path.exists(self.root)
-            self.names = sorted(_walk(Path(self.root))) if exists and not self.is_file else []
-        if not exists:
-            raise UserError(f"source {uri}: no such file or folder")
-        self._set = frozenset(self.names)
-        self._texts: dict[str, bytes] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._set
-
-    def uri(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def layout(self) -> str:
-        if self.is_file:
-            return "table"
-        tops = {name.split("/")[0] for name in self.names if "/" in name}
-        if "main" in tops and "test.txt" in self:
-            return "lrs2"
-        return "lrs3" if {"trainval", "test"} <= tops else "folder"
-
-    def media(self) -> Iterator[str]:
-        """Names of media files that are not hidden."""
-        for name in self.names:
-            parts = name.split("/")
-            if PurePosixPath(name).suffix.lower() in MEDIA and not any(part.startswith(".") for part in parts):
-                yield name
-
-    def text(self, name: str) -> str:
-        """Text beside a media file: the `Text:` line of an LRS file, or a plain file's words."""
-        beside = str(PurePosixPath(name).with_suffix(".txt"))
-        if beside not in self:
-            return ""
-        if self._remote and not self._texts:
-            # A bucket answers one request slowly and many at once.
-            names = [name for name in self.names if name.endswith(".txt")]
-            with ThreadPoolExecutor(max_workers=32) as pool:
-                self._texts = dict(zip(names, pool.map(self.store.read, names), strict=True))
-        data = self._texts[beside] if self._remote else self.store.read(beside)
-        lines = data.decode(errors="replace").splitlines()
-        for line in lines:
-            if line.startswith("Text:"):
-                return " ".join(line.removeprefix("Text:").split())
-        return " ".join(" ".join(lines).split())
 
 
 def safe_key(name: str) -> str:
@@ -200,25 +118,7 @@ def safe_key(name: str) -> str:
     return key
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Names of all files below a local folder, links followed."""
-
-    def unreadable(error: OSError) -> None:
-        raise UserError(f"source {error.filename}: cannot be read ({error.strerror})")
-
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:  # a link back up the tree
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            yield Path(folder, name).relative_to(root).as_posix()
-
-
-def _tree(tree: _Tree) -> Iterator[Clip]:
+def _tree(tree: Tree) -> Iterator[Clip]:
     """Folder and LRS3 trees: both say the split first and the speaker last."""
     for name in tree.media():
         parts = name.split("/")
@@ -228,7 +128,7 @@ def _tree(tree: _Tree) -> Iterator[Clip]:
         yield Clip(key, tree.uri(name), "", split, speaker, tree.text(name))
 
 
-def _lrs2(tree: _Tree) -> Iterator[Clip]:
+def _lrs2(tree: Tree) -> Iterator[Clip]:
     for listing, folder, split in (
         ("pretrain.txt", "pretrain", "train"),
         ("train.txt", "main", "train"),
