@@ -114,7 +114,7 @@ def measure(folder: Path, clips: int) -> dict[str, float]:
     assert summary.clips == clips
     found["nothing to do"], summary = timed(run)
     assert not summary.tasks
-    found["plan"], _ = timed(lambda: plan_build(survey(None, uri, config), config, Selection()))
+    found["plan"], _ = timed(lambda: plan_build(survey(None, uri, config), Selection()))
     (source / "one-more.mp4").write_bytes(b"x")
     found["one clip more"], summary = timed(run)
     assert (summary.clips, summary.packed) == (clips + 1, 1)

@@ -27,17 +27,17 @@ def run(args: argparse.Namespace) -> int:
 
         return plan.run(args)
     from pipeline.build import build
-    from pipeline.survey import settings
+    from pipeline.survey import Wanted
 
-    config = settings(args.dataset, args.config, build_overrides(args))
-    summary = build(args.source, args.dataset, config, selection(args), args.drop_missing)
+    wanted = Wanted(args.config, tuple(build_overrides(args)))
+    summary = build(args.source, args.dataset, wanted, selection(args), args.drop_missing)
     if args.json:
         print(json.dumps(asdict(summary)))
         return 0
     for note in summary.notes:
         print(note)
     if not summary.tasks and not summary.packed:
-        print("nothing to do: every column and shard is there already")
+        print("nothing to do" if summary.left else "nothing to do: every column and shard is there already")
     else:
         print(
             f"ran {summary.tasks} stage shards, kept {summary.kept}; packed {summary.packed} of {summary.shards} shards"

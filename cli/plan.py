@@ -26,12 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipeline.build import plan_build
     from pipeline.estimate import estimate, to_pack
-    from pipeline.survey import settings, survey
+    from pipeline.survey import Wanted, survey
 
-    config = settings(args.dataset, args.config, build_overrides(args))
-    there = survey(args.source, args.dataset, config)
-    plan, _ = plan_build(there, config, selection(args))
-    cost = estimate(plan, there.shards, there.manifest, config)
+    there = survey(args.source, args.dataset, Wanted(args.config, tuple(build_overrides(args))))
+    plan, _ = plan_build(there, selection(args))
+    cost = estimate(plan, there.shards, there.manifest, there.config)
     packs = to_pack(plan)
     if args.json:
         print(json.dumps(_tree(plan, packs, cost, there.gone)))
@@ -39,11 +38,12 @@ def run(args: argparse.Namespace) -> int:
     for note in there.notes:
         print(note)
     if there.gone:
-        print(f"{len(there.gone)} clips are no longer in the source, e.g. {there.gone[0]}; build needs --drop-missing")
+        some = f"{len(there.gone)} clips are no longer in the source, or cannot be read, e.g. {there.gone[0]}"
+        print(some if getattr(args, "drop_missing", False) else f"{some}; build needs --drop-missing")
     _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
     if not runs and not packs:
-        print("nothing to do: every column and shard is there already")
+        print("nothing to do" if plan.left() else "nothing to do: every column and shard is there already")
         return 0
     print(f"to do: {runs} stage shards, {_shards(len(packs))} to pack")
     _print_cost(cost)

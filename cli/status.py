@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"  {found.columns} columns, {size(found.column_bytes)}")
     for stage, count in found.mixed.items():
         print(f"  {stage}: shards made in {count} ways; `f2v plan` says which")
+    for stage, count in found.behind.items():
+        print(f"  {stage}: in {count} shards it follows from columns that were made anew since; `f2v build` redoes it")
     if found.quarantined:
         print("  in quarantine (`f2v quarantine` has the messages):")
     for reason, count in found.quarantined.items():

@@ -17,7 +17,7 @@ from pipeline.registry import STAGES, make_stage
 from pipeline.selection import Selection
 from pipeline.stage import Reason
 from pipeline.stages.speech import Speech
-from pipeline.survey import Survey, survey
+from pipeline.survey import Survey, Wanted, survey
 from pipeline.work import Crew
 from shards.errors import UserError
 from shards.local_store import local_copy
@@ -38,6 +38,7 @@ class Summary:
         packed: packed shards written; `shards` all that the dataset has.
         pending: clips of shards that lack a column.
         quarantined: reason code -> clips.
+        left: columns that are not up to date and were not chosen.
         changed: whether the dataset is another than before.
     """
 
@@ -50,6 +51,7 @@ class Summary:
     shards: int
     pending: int
     quarantined: dict[str, int]
+    left: int
     changed: bool
     notes: list[str] = field(default_factory=list)
 
@@ -57,7 +59,7 @@ class Summary:
 def build(
     source: str | None,
     uri: str,
-    config: BuildConfig,
+    wanted: BuildConfig | Wanted,
     selection: Selection | None = None,
     drop_missing: bool = False,
 ) -> Summary:
@@ -67,6 +69,7 @@ def build(
 
     Args:
         source: where the clips are; None for where the dataset's last build found them.
+        wanted: settings, whole or as the user gives them.
         drop_missing: take clips out of the dataset that the source no longer has.
 
     Raises:
@@ -75,25 +78,29 @@ def build(
     """
     selection = selection or Selection()
     for _ in range(ROUNDS):
-        there = survey(source, uri, config)
+        there = survey(source, uri, wanted)
         _refuse_losses(there, selection, drop_missing)
+        selection.pick_shards(list(there.shards))  # a wrong one is said before anything is done
         try:
-            return _build(commit_clips(there, config), config, selection)
+            return _build(commit_clips(there), selection)
         except Conflict:
             continue
     raise UserError(f"{uri}: other builds keep committing to this dataset; what is done is kept, build again")
 
 
-def plan_build(there: Survey, config: BuildConfig, selection: Selection) -> tuple[Plan, dict[str, Recipe | None]]:
+def plan_build(there: Survey, selection: Selection) -> tuple[Plan, dict[str, Recipe | None]]:
     """What `build` would do, as far as it can be known before the centroids of the units are fitted."""
-    book = usable_codebook(there.manifest, config.speech, there.sizes)
-    recipes = stage_recipes(there, config, book)
+    book = usable_codebook(there.manifest, there.config, there.sizes)
+    recipes = stage_recipes(there, book)
     again, _ = _again(there, selection)
-    return make_plan(recipes, there.shards, there.manifest, there.sizes, config.pack.fields, selection, again), recipes
+    return make_plan(
+        recipes, there.shards, there.manifest, there.sizes, there.config.pack.fields, selection, again
+    ), recipes
 
 
-def stage_recipes(there: Survey, config: BuildConfig, book: Codebook | None) -> dict[str, Recipe | None]:
+def stage_recipes(there: Survey, book: Codebook | None) -> dict[str, Recipe | None]:
     """Recipe of each stage; None for units whose centroids are not fitted yet."""
+    config = there.config
     centroids = local_copy(there.dataset.store, book.name) if book else None
     return {
         kind.name: None
@@ -103,16 +110,16 @@ def stage_recipes(there: Survey, config: BuildConfig, book: Codebook | None) -> 
     }
 
 
-def _build(there: Survey, config: BuildConfig, selection: Selection) -> Summary:
-    dataset, manifest = there.dataset, there.manifest
-    book = usable_codebook(manifest, config.speech, there.sizes)
-    recipes = stage_recipes(there, config, book)
+def _build(there: Survey, selection: Selection) -> Summary:
+    dataset, manifest, config = there.dataset, there.manifest, there.config
+    book = usable_codebook(manifest, config, there.sizes)
+    recipes = stage_recipes(there, book)
     again, notes = _again(there, selection)
     with Crew(dataset, config, there.shards) as crew:
         if recipes["speech"] is None and "speech" in selection.stages():
-            book = _fit(there, config, recipes, crew)
+            book = _fit(there, recipes, crew)
             if book:
-                recipes = stage_recipes(there, config, book)
+                recipes = stage_recipes(there, book)
             else:
                 # Without sound there is no clip that units could be made for: all are refused by the audio stage.
                 recipes = {name: recipe for name, recipe in recipes.items() if recipe}
@@ -123,6 +130,7 @@ def _build(there: Survey, config: BuildConfig, selection: Selection) -> Summary:
                 inputs=pack.inputs,
                 reads=pack.marks,
                 recipes={stage: _recipe_key(plan, recipes, stage, shard) for stage in pack.marks},
+                behind=pack.behind,
                 fields=tuple(name for name in config.pack.fields if name != "meta"),
             )
             for shard, pack in plan.packs.items()
@@ -131,18 +139,18 @@ def _build(there: Survey, config: BuildConfig, selection: Selection) -> Summary:
         tasks = plan.tasks()
         crew.run([*tasks, *packs], book.name if book else None)
     book = book or (manifest.codebook if manifest else None)
-    after, changed = commit_build(there, config, plan, recipes, crew.columns, crew.packed, book)
+    after, changed = commit_build(there, plan, recipes, crew.columns, crew.packed, book)
     kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())
     return _summary(there, after, plan, crew, kept + len(tasks), changed, notes)
 
 
-def _fit(there: Survey, config: BuildConfig, recipes: Mapping[str, Recipe | None], crew: Crew) -> Codebook | None:
+def _fit(there: Survey, recipes: Mapping[str, Recipe | None], crew: Crew) -> Codebook | None:
     """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
     stages = {"audio": recipes["audio"]}
-    plan = make_plan(stages, there.shards, there.manifest, there.sizes, config.pack.fields, Selection())
+    plan = make_plan(stages, there.shards, there.manifest, there.sizes, there.config.pack.fields, Selection())
     crew.run(plan.tasks(), None)
     marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
-    return fit(there.dataset, marks, config.speech)
+    return fit(there.dataset, marks, there.config)
 
 
 def _recipe_key(plan: Plan, recipes: Mapping[str, Recipe | None], stage: str, shard: str) -> str:
@@ -159,12 +167,12 @@ def _refuse_losses(there: Survey, selection: Selection, drop_missing: bool) -> N
     some = f"{len(there.gone)} clips of the dataset, e.g. {there.gone[0]}"
     if not drop_missing:
         raise UserError(
-            f"{there.source}: does not have {some}; name a source that has all clips, or add --drop-missing to take "
-            "them out of the dataset"
+            f"{there.source}: does not have, or cannot read, {some}; name a source that has all clips, or add "
+            "--drop-missing to go on without them"
         )
     if selection != Selection():
         raise UserError(f"--drop-missing takes out {some}; do that without narrowing the build")
-    there.notes.append(f"taken out of the dataset, since the source no longer has them: {some}")
+    there.notes.append(f"the source no longer has, or cannot read: {some}")
 
 
 def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], list[str]]:
@@ -209,6 +217,7 @@ def _summary(
         shards=sum(pack.name is not None for pack in packs.values()),
         pending=sum(count for shard, count in manifest.shards.items() if shard not in packs),
         quarantined=dict(sorted(quarantined.items())),
+        left=sum(sum(reasons.values()) for reasons in plan.left().values()),
         changed=changed,
         notes=notes,
     )

@@ -5,14 +5,19 @@ They stay while the settings of their fit stay, so that adding clips does not ch
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from pipeline.columns import Column, load_column, read_members
-from pipeline.fingerprint import weights_digest
+from pipeline.config import BuildConfig
+from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.stages.audio import Audio
 from pipeline.stages.speech import Speech, SpeechConfig
 from shards.codec import decode
 from shards.dataset import Dataset
@@ -20,22 +25,23 @@ from shards.errors import UserError
 from shards.manifest import Codebook, Manifest, split_of
 from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
+from shards.storage import Conflict
 
 
-def fit_key(config: SpeechConfig) -> str:
-    """Hash of all that decides a fit but the sound."""
-    weights = weights_digest(Speech(config.model_copy(update={"centroids": None})).weights())
-    identity = {**config.model_dump(exclude={"centroids"}), "weights": weights}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def fit_key(config: BuildConfig) -> str:
+    """Hash of all that decides a fit but the sources: settings of sound and units, and the encoder."""
+    speech = config.speech.model_copy(update={"centroids": None})
+    identity = [recipe_key(recipe_of(Audio(config.audio))), recipe_key(recipe_of(Speech(speech)))]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def usable_codebook(manifest: Manifest | None, config: SpeechConfig, names: Collection[str]) -> Codebook | None:
+def usable_codebook(manifest: Manifest | None, config: BuildConfig, sizes: Mapping[str, int]) -> Codebook | None:
     """The dataset's codebook, if it was fitted with these settings and its object is there."""
     book = manifest.codebook if manifest else None
-    return book if book and book.name in names and book.fit == fit_key(config) else None
+    return book if book and sizes.get(book.name) == book.bytes and book.fit == fit_key(config) else None
 
 
-def fit(dataset: Dataset, marks: dict[str, str], config: SpeechConfig) -> Codebook | None:
+def fit(dataset: Dataset, marks: dict[str, str], config: BuildConfig) -> Codebook | None:
     """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
     build that was stopped did so; None without any sound.
 
@@ -45,7 +51,8 @@ def fit(dataset: Dataset, marks: dict[str, str], config: SpeechConfig) -> Codebo
     Raises:
         UserError: fewer frames of sound than clusters.
     """
-    found = [load_column(dataset, "audio", shard, mark) for shard, mark in marks.items()]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        found = list(pool.map(lambda item: load_column(dataset, "audio", *item), marks.items()))
     usable = [column for column in found if column and column.clips]
     columns = [column for column in usable if split_of(column.task.shard) == "train"] or usable
     if not columns:
@@ -54,11 +61,15 @@ def fit(dataset: Dataset, marks: dict[str, str], config: SpeechConfig) -> Codebo
     inputs = hashlib.sha256("".join([key, *(column.sha256 for column in columns)]).encode()).hexdigest()[:16]
     name = f"codebooks/units-{inputs}.npy"
     if not dataset.store.exists(name):
-        _fit(dataset, columns, config, name)
-    return Codebook(name=name, fit=key)
+        # Another build may fit the same at the same time, on another kind of processor: the first one counts.
+        with contextlib.suppress(Conflict):
+            dataset.store.swap(name, _fit(dataset, columns, config.speech), None)
+    data = dataset.store.read(name)
+    return Codebook(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), fit=key)
 
 
-def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig, name: str) -> None:
+def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig) -> bytes:
+    """Centroids as npy."""
     import torch
 
     from pipeline.networks.whisper import load_encoder
@@ -87,9 +98,9 @@ def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig, name
             f"of {report.variance:.3g}, {report.dead} dead, perplexity {report.perplexity:.1f}"
         )
     torch.set_num_threads(threads)
-    with dataset.store.draft() as draft:
-        save_codebook(draft.stream, centroids)
-        draft.publish(name)
+    buffer = io.BytesIO()
+    save_codebook(buffer, centroids)
+    return buffer.getvalue()
 
 
 def _sample(clips: list[tuple[Column, str]], frames: int) -> list[tuple[Column, str]]:

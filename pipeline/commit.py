@@ -21,7 +21,7 @@ from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.storage import Conflict
 
 
-def commit_clips(survey: Survey, config: BuildConfig) -> Survey:
+def commit_clips(survey: Survey) -> Survey:
     """Enter clips that the dataset does not know yet, as pending, so that their shards and digests are settled whatever
     happens to the build; everything else stays as it was.
 
@@ -37,7 +37,7 @@ def commit_clips(survey: Survey, config: BuildConfig) -> Survey:
     ]
     if not fresh:
         return survey
-    dataset, old = survey.dataset, survey.manifest
+    dataset, old, config = survey.dataset, survey.manifest, survey.config
     rows = sorted([*survey.rows, *fresh], key=lambda row: row.key)
     clips = dataset.put_rows(ClipRow, rows)
     counts = dict(sorted(Counter(row.shard for row in rows).items()))
@@ -68,7 +68,6 @@ def commit_clips(survey: Survey, config: BuildConfig) -> Survey:
 
 def commit_build(
     survey: Survey,
-    config: BuildConfig,
     plan: Plan,
     recipes: Mapping[str, Recipe | None],
     columns: Mapping[tuple[str, str], ColumnRef],
@@ -86,10 +85,10 @@ def commit_build(
         UserError: networks of different widths were mixed, or a narrowed build left out shards that lost clips.
         RuntimeError: a clip would be lost.
     """
-    dataset, old = survey.dataset, survey.manifest
+    dataset, old, config = survey.dataset, survey.manifest, survey.config
     current: dict[str, dict[str, ColumnRef]] = {}
     for stage, row in plan.cells.items():
-        refs = {shard: columns.get((stage, shard)) if cell.run else cell.ref for shard, cell in row.items()}
+        refs = {shard: columns[stage, shard] if cell.run else cell.ref for shard, cell in row.items()}
         current[stage] = {shard: ref for shard, ref in refs.items() if ref is not None}
     packs: dict[str, PackRef] = {}
     for shard in survey.shards:

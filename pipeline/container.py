@@ -47,7 +47,7 @@ def _open_file(uri: str) -> BinaryIO:
         if not stat.S_ISREG(os.stat(local_path(uri)).st_mode):
             raise Reject(Reason.UNREADABLE, f"{uri}: not a regular file")
         return open(local_path(uri), "rb")
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
         raise Reject(Reason.UNREADABLE, f"{uri}: cannot be read ({detail(error)}); check the path") from None
 
 

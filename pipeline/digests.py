@@ -29,6 +29,7 @@ def with_digests(clips: Sequence[Clip], objects: Mapping[str, Object], known: Kn
 
     Raises:
         StorageError: a bucket refuses or does not answer.
+        OSError: a disk does not work.
     """
     uris = sorted({clip.uri for clip in clips})
     facts: dict[str, tuple[int, str, str]] = {}
@@ -57,5 +58,5 @@ def _facts(uri: str, found: Object | None, known: Known) -> tuple[int, str, str]
             return 0, "", ""
         digest = known.get((uri, found.size, found.stamp)) or store.sha256(name)
         return found.size, found.stamp, digest
-    except OSError:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
         return 0, "", ""

@@ -22,6 +22,7 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import PackedClip, PackedShard, PackRef, pack_record, split_of
 from shards.schema import FIELDS, SCHEMA_VERSION
+from shards.storage import Conflict
 from shards.tar import write_tar
 
 
@@ -32,6 +33,7 @@ class PackTask(Config):
         inputs: hash of all that follows and of the clips.
         reads: stage -> fingerprint of its column, for every stage in order.
         recipes: stage -> key of its recipe.
+        behind: stages whose column read another one than that in `reads`.
         fields: to be packed besides `meta`.
     """
 
@@ -39,6 +41,7 @@ class PackTask(Config):
     inputs: str
     reads: dict[str, str]
     recipes: dict[str, str]
+    behind: tuple[str, ...]
     fields: tuple[str, ...]
     stage: Literal["pack"] = "pack"
 
@@ -59,6 +62,7 @@ class Packed(Config):
     schema_version: int
     shard: str
     inputs: str
+    behind: list[str]
     packed: PackedShard | None
     lost: dict[str, Loss]
     widths: dict[str, int]
@@ -75,6 +79,7 @@ class Packed(Config):
             inputs=self.inputs,
             record=hashlib.sha256(self.record().encode()).hexdigest(),
             name=shard.name if shard else None,
+            behind=self.behind,
             sha256=shard.sha256 if shard else "",
             bytes=shard.bytes if shard else 0,
             clips=len(shard.clips) if shard else 0,
@@ -125,12 +130,25 @@ def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clip
         schema_version=SCHEMA_VERSION,
         shard=task.shard,
         inputs=task.inputs,
+        behind=list(task.behind),
         packed=packed,
         lost=lost,
         widths={name: width for column in columns for name, width in column.widths.items()},
         seconds=round(time.perf_counter() - begin, 3),
     )
-    dataset.store.write(pack_record(task.shard, task.inputs), record.record().encode())
+    return _publish(dataset, record)
+
+
+def _publish(dataset: Dataset, record: Packed) -> Packed:
+    """Write the record, unless another build packed this shard meanwhile: the first one to finish counts."""
+    name, data = pack_record(record.shard, record.inputs), record.record().encode()
+    try:
+        dataset.store.swap(name, data, None)
+    except Conflict:
+        earlier = load_packed(dataset, record.shard, record.inputs)
+        if earlier is not None:
+            return earlier
+        dataset.store.write(name, data)
     return record
 
 
@@ -187,6 +205,7 @@ def _write(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: S
         sha256=written.sha256,
         bytes=written.bytes,
         recipes=task.recipes,
+        behind=list(task.behind),
         clips=[
             PackedClip(
                 key=key,

@@ -53,13 +53,26 @@ class Cell:
             return self.task.fingerprint if self.task else None
         return self.ref.fingerprint if self.ref else None
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """Upstream stage -> fingerprint, of the column that is current after the build."""
+        if (self.run or self.state == "fresh") and self.task:
+            return self.task.reads
+        return self.ref.reads if self.ref else {}
+
 
 @dataclass(frozen=True)
 class Pack:
-    """What a shard is packed from; `run` where that is not there yet."""
+    """What a shard is packed from; `run` where that is not there yet.
+
+    Attributes:
+        marks: stage -> fingerprint of its column.
+        behind: stages whose column read another one than that in `marks`.
+    """
 
     inputs: str
     marks: dict[str, str]
+    behind: tuple[str, ...]
     run: bool
 
 
@@ -135,7 +148,12 @@ def make_plan(
         if len(whole) == len(marks):
             inputs = pack_inputs(whole, fields, clips)
             old = manifest.packs.get(shard) if manifest else None
-            packs[shard] = Pack(inputs, whole, shard in picked and not _is_packed(shard, old, inputs, sizes))
+            behind = tuple(
+                stage
+                for stage, row in cells.items()
+                if any(whole[name] != mark for name, mark in row[shard].reads.items())
+            )
+            packs[shard] = Pack(inputs, whole, behind, shard in picked and not _is_packed(shard, old, inputs, sizes))
     return Plan(cells, packs)
 
 

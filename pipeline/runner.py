@@ -55,8 +55,9 @@ def ray_session(run: RunConfig) -> Iterator[None]:
             memory = run.object_store_mb << 20
             # "local": never join whatever cluster this machine or RAY_ADDRESS happens to know.
             ray.init(address="local", num_cpus=run.cpus, object_store_memory=memory, include_dashboard=False, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"ray: no cluster at {run.ray_address!r} ({error})") from None
+    except Exception as error:  # Ray raises all kinds here, a bare Exception among them
+        what = f"no cluster at {run.ray_address!r}" if run.ray_address else "could not be started"
+        raise UserError(f"ray: {what} ({' '.join(str(error).split())})") from None
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
@@ -126,16 +127,16 @@ class Runner:
             except SystemError:
                 check_signals()  # a signal that came inside Ray's own code shows as this
                 raise
-            if not ready and not any(node["Alive"] for node in ray.nodes()):
-                # Calls to workers of the only node that there was never come back.
-                raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
+            if not ready:
+                self._look_around()
             for call in ready:
                 pool = next(pool for pool in self._pools.values() if call in pool.busy)
                 actor, task = pool.busy.pop(call)
                 place = (task.stage, task.shard)
                 try:
                     done = ray.get(call)
-                except ray.exceptions.RayActorError:
+                except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+                    ray.kill(actor)  # where it is only out of reach, it must not hold its place
                     attempts[place] = attempts.get(place, 0) + 1
                     if attempts[place] > self._retries:
                         raise UserError(
@@ -150,6 +151,21 @@ class Runner:
                 pool.idle.append(actor)
                 del open_marks[place]
                 on_done(task, done)
+
+    def _look_around(self) -> None:
+        """Nothing came back for a while: see what is left of the cluster.
+
+        Workers that replace those of a lost node wait for room that idle ones elsewhere hold, so these make way.
+        """
+        if not any(node["Alive"] for node in ray.nodes()):
+            # Calls to workers of the only node that there was never come back.
+            raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
+        self._capacity = ray.cluster_resources()
+        while not self._fits(Resources(cpus=0)):
+            pool = next((pool for pool in self._pools.values() if pool.idle), None)
+            if pool is None:
+                return
+            ray.kill(pool.idle.pop())
 
     def close(self) -> None:
         """Stop all workers."""

@@ -35,6 +35,8 @@ class Selection:
         for name in (*self.only, *([self.start] if self.start else [])):
             if name not in known:
                 raise UserError(f"no stage {name!r}; choose from {', '.join(known)}")
+        if not self.stages():
+            raise UserError(f"--only {' '.join(self.only)} and --from {self.start} have no stage in common")
         for reason in self.requeue:
             if reason not in [known.value for known in Reason]:
                 raise UserError(f"no reason {reason!r}; choose from {', '.join(known.value for known in Reason)}")

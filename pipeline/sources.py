@@ -160,6 +160,8 @@ def _table(table: str, notes: list[str]) -> Iterator[Clip]:
         uri = str(row.get("uri") or "").strip()
         if not uri:
             raise UserError(f"{where}: uri is empty; every row needs one")
+        if is_remote(uri):
+            open_uri(uri)  # refuses credentials in it
         media = uri if is_remote(uri) else str(local_path(uri))
         if not is_remote(uri) and not media.startswith("/"):
             media = f"{path.rpartition('/')[0]}/{PurePosixPath(media)}"
@@ -183,7 +185,7 @@ def _read_table(path: str) -> list[dict[str, Any]]:
         if name.lower().endswith((".parquet", ".pq")):
             import pyarrow.parquet as pq
 
-            rows = pq.read_table(BytesIO(data)).to_pylist()
+            rows = pq.read_table(BytesIO(data), use_threads=False).to_pylist()
             header = list(rows[0]) if rows else ["uri"]
         else:
             reader = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))

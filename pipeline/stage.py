@@ -40,7 +40,7 @@ class Reason(str, Enum):
     AUDIO_LENGTH = "audio_length"
     """Sound and picture differ in length by more than the rules allow."""
     FAULT = "fault"
-    """The stage itself failed (a bug or a machine fault); the traceback is kept and the next build tries again."""
+    """The stage itself failed (a bug or a machine fault); the traceback is kept, and `--requeue fault` tries again."""
 
 
 class Reject(Exception):

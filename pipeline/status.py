@@ -30,6 +30,7 @@ class Status:
         quarantined: reason code -> clips.
         columns, column_bytes: current columns.
         mixed: stage -> number of recipes, where shards were not all made in one way.
+        behind: stage -> shards in which it follows from columns that were made anew since.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class Status:
     columns: int
     column_bytes: int
     mixed: dict[str, int]
+    behind: dict[str, int]
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -64,6 +66,7 @@ def status(uri: str) -> Status:
         quarantined=dict(sorted(reasons.items())),
         columns=len(refs),
         column_bytes=sum(ref.bytes for ref in refs),
+        behind=dict(Counter(stage for pack in manifest.packs.values() for stage in pack.behind)),
         mixed={stage: len(recipes) for stage, recipes in manifest.recipes.items() if len(recipes) > 1},
     )
 

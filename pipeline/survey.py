@@ -19,15 +19,34 @@ from shards.storage import is_remote, local_path
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Settings as the user gives them. A file is the whole truth; without one, a dataset goes on with its own.
+
+    Attributes:
+        path: YAML file.
+        overrides: `a.b=value`, over the file or over the dataset's own settings.
+    """
+
+    path: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+    def config(self, manifest: Manifest | None) -> BuildConfig:
+        """The settings for a dataset in this state. Raises UserError: an unknown key or a wrong type."""
+        own = manifest.config if manifest and self.path is None else None
+        return load_config(BuildConfig, self.path, self.overrides, base=own)
+
+
+@dataclass(frozen=True)
 class Survey:
     """The state that a plan starts from.
 
     Attributes:
         manifest, version: of the dataset; None before its first commit.
         rows: its clip table.
+        config: the settings to build with.
         source: URI that the clips come from.
         shards: shard -> clips of the source, ordered by key.
-        gone: keys in the dataset that the source no longer has.
+        gone: keys in the dataset that the source no longer has, or whose media it can no longer read.
         sizes: name -> size of every stored object.
         notes: lines for the user.
     """
@@ -36,6 +55,7 @@ class Survey:
     manifest: Manifest | None
     version: Any
     rows: list[ClipRow]
+    config: BuildConfig
     source: str
     shards: dict[str, list[Clip]]
     gone: list[str]
@@ -43,11 +63,12 @@ class Survey:
     notes: list[str] = field(default_factory=list)
 
 
-def survey(source: str | None, uri: str, config: BuildConfig) -> Survey:
+def survey(source: str | None, uri: str, wanted: BuildConfig | Wanted) -> Survey:
     """Look at the dataset at `uri` and at its source; nothing is written.
 
     Args:
         source: where the clips are; None for where the dataset's last build found them.
+        wanted: settings, whole or as the user gives them.
 
     Raises:
         UserError: unusable source, a dataset of another profile or schema, a folder that holds something else.
@@ -56,6 +77,7 @@ def survey(source: str | None, uri: str, config: BuildConfig) -> Survey:
     if not is_remote(uri) and local_path(uri).exists() and not local_path(uri).is_dir():
         raise UserError(f"{uri}: is a file; name a folder for the dataset")
     manifest, version = dataset.current()
+    config = wanted.config(manifest) if isinstance(wanted, Wanted) else wanted
     sizes = {found.name: found.size for found in dataset.store.list()}
     if manifest is None:
         foreign = sorted(name for name in sizes if not OWN.fullmatch(name))
@@ -70,17 +92,11 @@ def survey(source: str | None, uri: str, config: BuildConfig) -> Survey:
     rows = dataset.clips(manifest) if manifest else []
     found = list_clips(source, config.source, known_digests(rows))
     shards = assign_shards(found.clips, config.pack.shard_clips, rows)
-    gone = sorted({row.key for row in rows} - {clip.key for clip in found.clips})
+    # What could be read when it was built and cannot now is as good as gone: a mount may be missing.
+    readable = {clip.key: bool(clip.digest) for clip in found.clips}
+    gone = sorted(
+        row.key for row in rows if not readable.get(row.key, False) and (row.digest or row.key not in readable)
+    )
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
     notes = [f"source layout: {found.layout}", *found.notes]
-    return Survey(dataset, manifest, version, rows, where, shards, gone, sizes, notes)
-
-
-def settings(uri: str, path: Path | None, overrides: list[str]) -> BuildConfig:
-    """The settings of a build: a file is the whole truth; without one, the dataset goes on with its own.
-
-    Raises:
-        UserError: an unreadable dataset, an unknown key or a wrong type.
-    """
-    manifest, _ = Dataset(uri).current() if path is None else (None, None)
-    return load_config(BuildConfig, path, overrides, base=manifest.config if manifest else None)
+    return Survey(dataset, manifest, version, rows, config, where, shards, gone, sizes, notes)

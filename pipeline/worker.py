@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.columns import Column, Task, build_column, load_column
 from pipeline.config import BuildConfig
-from pipeline.fingerprint import recipe_key
+from pipeline.fingerprint import recipe_key, recipe_of
 from pipeline.pack import Packed, PackTask, load_packed, pack_shard
 from pipeline.registry import KINDS, make_stage
 from pipeline.stage import Clip, Resources, Stage
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.local_store import local_copy
-from shards.manifest import ColumnRef
+from shards.manifest import ColumnRef, difference
 
 # BLAS, OpenMP and friends read these when they load; the workers' own share is one thread each.
 WORKER_ENV = {
@@ -62,7 +63,7 @@ class Worker:
         column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
         ran = column is None
         if column is None:
-            column = build_column(self._dataset, self._stage(task.stage, codebook), task, clips, self._columns(task))
+            column = build_column(self._dataset, self._stage(task, codebook), task, clips, self._columns(task))
         return Done(column.ref(recipe_key(task.recipe)), ran)
 
     def _columns(self, task: Task | PackTask) -> list[Column]:
@@ -74,10 +75,18 @@ class Worker:
             found.append(column)
         return found
 
-    def _stage(self, name: str, codebook: str | None) -> Stage[Any]:
+    def _stage(self, task: Task, codebook: str | None) -> Stage[Any]:
+        name = task.stage
         if name not in self._stages:
             centroids = local_copy(self._dataset.store, codebook) if codebook else None
             stage = make_stage(KINDS[name], self._config, centroids)
+            other = recipe_of(stage)
+            if other != task.recipe:
+                words = "; ".join(difference(task.recipe, other)) or "settings differ"
+                raise UserError(
+                    f"stage {name}: the worker on {socket.gethostname()} is not what the build was planned with "
+                    f"({words}); install the same package and network files on every node"
+                )
             stage.setup()
             pin_threads(self._threads)
             self._stages[name] = stage

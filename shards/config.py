@@ -17,7 +17,7 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """Base of every configuration: immutable, and strict about keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def load_config(

@@ -188,7 +188,8 @@ class Dataset:
     def _rows(self, kind: type[Row], name: str) -> list[Row]:
         data = self._read(name, _COPY[kind])
         try:
-            table = pq.read_table(io.BytesIO(data))
+            # Without threads: pyarrow's pool, once started, aborts one process in seven when it exits.
+            table = pq.read_table(io.BytesIO(data), use_threads=False)
             if not table.schema.equals(_schema(kind)):
                 raise TypeError(f"columns {', '.join(f'{field.name} {field.type}' for field in table.schema)}")
             return [kind(*values) for values in zip(*table.to_pydict().values(), strict=True)]

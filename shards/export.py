@@ -61,9 +61,10 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
     inner, outer = (at.uri if is_remote(at.uri) else os.path.realpath(at.uri) for at in (store, dataset.store))
     if f"{inner}/".startswith(f"{outer}/"):
         raise UserError(f"{target}: lies inside the dataset; name a place outside")
-    first = next(iter(store.list()), None)
-    if first is not None:
-        raise UserError(f"{target}: holds {first.name}; name a new or empty place")
+    # What an export of the same shards left when it was stopped is written anew.
+    foreign = {found.name for found in store.list()} - {f"{shard.shard}.tar" for shard in chosen}
+    if foreign:
+        raise UserError(f"{target}: holds {min(foreign)}; name a new or empty place")
     done = []
     with Progress("export", sum(len(shard.clips) for shard in chosen), "clips") as progress:
         for shard in chosen:

@@ -76,12 +76,14 @@ class PackRef(Config):
         inputs: hash of all that it was packed from.
         record: sha256 of the record.
         name: of the packed shard; None where no clip survived.
+        behind: stages whose column was made from another column than the one packed beside it.
         refused: reason -> clips.
     """
 
     inputs: str
     record: str
     name: str | None
+    behind: list[str]
     sha256: str
     bytes: int
     clips: int
@@ -98,10 +100,9 @@ class ObjectRef(Config):
     bytes: int
 
 
-class Codebook(Config):
+class Codebook(ObjectRef):
     """The dataset's own k-means centroids; `fit` is the hash of the settings they were fitted with."""
 
-    name: str
     fit: str
 
 
@@ -135,7 +136,7 @@ class Manifest(Config):
         """Name -> size of every object that this manifest means; None where the size is not recorded."""
         found: dict[str, int | None] = {ref.name: ref.bytes for ref in (self.clips, self.quarantine, self.index)}
         if self.codebook:
-            found[self.codebook.name] = None
+            found[self.codebook.name] = self.codebook.bytes
         for stage, refs in self.columns.items():
             for shard, ref in refs.items():
                 found[column_record(stage, shard, ref.fingerprint)] = None
@@ -156,7 +157,12 @@ class PackedClip(Config):
 
 
 class PackedShard(Config):
-    """A packed shard; `recipes` maps stage to the key of the recipe that its fields were made with."""
+    """A packed shard.
+
+    Attributes:
+        recipes: stage -> key of the recipe that its fields were made with.
+        behind: stages whose fields were made from others than those beside them (a rerun with `--only` went before).
+    """
 
     name: str
     shard: str
@@ -164,6 +170,7 @@ class PackedShard(Config):
     sha256: str
     bytes: int
     recipes: dict[str, str]
+    behind: list[str]
     clips: list[PackedClip]
 
 
@@ -186,10 +193,15 @@ class Index(Config):
         """The recipe of every stage in a split.
 
         Raises:
-            UserError: shards of the split were made with different settings or networks.
+            UserError: shards of the split were made with different settings or networks, or a stage is behind.
         """
         found: dict[str, str] = {}
         for shard in (shard for shard in self.shards if shard.split == split):
+            if shard.behind:
+                raise UserError(
+                    f"{shard.shard}: {' and '.join(shard.behind)} follow from columns that were made anew since; "
+                    "run `f2v build` on the dataset to bring all up to date"
+                )
             for stage, key in shard.recipes.items():
                 if found.setdefault(stage, key) != key:
                     one, other = self.recipes[stage][found[stage]], self.recipes[stage][key]
@@ -205,7 +217,11 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
     words = [] if old.version == new.version else [f"version {old.version} -> {new.version}"]
     for key in sorted({*old.settings, *new.settings}):
         one, other = old.settings.get(key), new.settings.get(key)
-        if one != other:
+        if key not in old.settings:
+            words.append(f"{key} is new ({other})")
+        elif key not in new.settings:
+            words.append(f"{key} is gone")
+        elif one != other:
             words.append(f"{key} {one} -> {other}")
     if old.weights != new.weights and not words:
         words.append("network files or centroids differ")

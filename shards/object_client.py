@@ -53,13 +53,17 @@ def client(scheme: str, bucket: str, timeout: timedelta, retry_for: timedelta) -
     endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
     if "AWS_ACCESS_KEY_ID" not in os.environ and _profile_files():
         import boto3
+        from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        session = boto3.Session()
-        if session.get_credentials() is not None:
-            endpoint = endpoint or session._session.get_scoped_config().get("endpoint_url")
-            options["region"] = session.region_name or "us-east-1"
-            options["credential_provider"] = Boto3CredentialProvider(session)
+        try:
+            session = boto3.Session()
+            if session.get_credentials() is not None:
+                endpoint = endpoint or session._session.get_scoped_config().get("endpoint_url")
+                options["region"] = session.region_name or "us-east-1"
+                options["credential_provider"] = Boto3CredentialProvider(session)
+        except BotoCoreError as error:
+            raise StorageError(f"{scheme}://{bucket}: credentials: {' '.join(str(error).split())}") from None
     if endpoint:
         _knock(endpoint, f"{scheme}://{bucket}")
         options["endpoint"] = endpoint

@@ -135,8 +135,12 @@ def open_store(uri: str) -> Store:
 def open_uri(uri: str) -> tuple[Store, str]:
     """(store, name) of a single object, for example one media file."""
     if is_remote(uri):
-        folder, _, name = uri.rpartition("/")
-        return open_store(folder), name
+        # Names of files may have characters that would be a query elsewhere; a signature in one is a credential.
+        if re.search(r"[?&](X-Amz-|X-Goog-|Signature=|AWSAccessKeyId=)", uri, re.IGNORECASE):
+            raise UserError(f"{uri.partition('?')[0]}?...: a signed URI is a credential; give s3://bucket/name")
+        scheme, _, rest = uri.partition("://")
+        bucket, _, name = rest.partition("/")
+        return open_store(f"{scheme}://{bucket}"), name
     path = local_path(uri)
     return open_store(str(path.parent)), path.name
 

@@ -153,7 +153,14 @@ def _check_tables(
 
 
 def _check_copies(dataset: Dataset, manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Checksums of the tables and of their copies."""
+    """Checksums of the tables and of their copies, and of the centroids."""
+    if manifest.codebook:
+        book = manifest.codebook
+        try:
+            if dataset.store.sha256(book.name) != book.sha256:
+                yield f"{book.name}: sha256 differs from the manifest; {REDO}"
+        except (OSError, StorageError) as error:
+            yield from (f"{book.name}: {problem}" for problem in _unreadable(error))
     for copy, ref in ((CLIPS, manifest.clips), (QUARANTINE, manifest.quarantine), (INDEX, manifest.index)):
         try:
             # One of another size is named already.

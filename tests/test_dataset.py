@@ -320,6 +320,7 @@ def index_of(*shards: tuple[str, str]) -> Index:
                 split=split,
                 sha256="",
                 bytes=0,
+                behind=[],
                 recipes={"pitch": key},
                 clips=[PackedClip(key="k", frames=1, members={})],
             )
@@ -343,7 +344,7 @@ def test_a_split_made_in_two_ways_is_refused_in_words() -> None:
         ({}, []),
         ({"version": 4}, ["version 3 -> 4"]),
         ({"settings": {"fmax": 500, "fmin": 60}}, ["fmax 600 -> 500"]),
-        ({"settings": {"fmax": 600, "kind": "yin"}}, ["fmin 60 -> None", "kind None -> yin"]),
+        ({"settings": {"fmax": 600, "kind": "yin"}}, ["fmin is gone", "kind is new (yin)"]),
         ({"weights": "b"}, ["network files or centroids differ"]),
     ],
 )
@@ -359,9 +360,18 @@ def test_a_manifest_names_all_that_a_dataset_holds(dataset: Dataset) -> None:
     assert set(said) == set(found) - plain
     assert {name: size for name, size in said.items() if size is not None}.items() <= found.items()
     lost = PackRef(
-        inputs="f" * 16, record="", name=None, sha256="", bytes=0, clips=0, frames=0, refused={"fault": 1}, seconds=1
+        inputs="f" * 16,
+        record="",
+        behind=[],
+        name=None,
+        sha256="",
+        bytes=0,
+        clips=0,
+        frames=0,
+        refused={"fault": 1},
+        seconds=1,
     )
-    book = Codebook(name=f"codebooks/units-{'0' * 16}.npy", fit="x")
+    book = Codebook(name=f"codebooks/units-{'0' * 16}.npy", fit="x", sha256="", bytes=1)
     more = dataset.manifest().model_copy(update={"packs": {"train-000000": lost}, "codebook": book})
     assert {pack_record("train-000000", "f" * 16), book.name} <= set(more.objects())
     assert None not in more.objects()

@@ -155,7 +155,7 @@ def test_a_field_that_was_not_packed_is_refused(tmp_path: Path) -> None:
         export(dataset.uri, str(tmp_path / "plain"), ["lips"])
 
 
-@pytest.mark.parametrize("name", ["train-000000.tar", "deep/er/notes.txt", ".hidden"])
+@pytest.mark.parametrize("name", ["shards.json", "train-000009.tar", "deep/er/notes.txt", ".hidden"])
 def test_a_target_that_holds_something_is_refused(
     dataset: Dataset, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

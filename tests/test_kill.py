@@ -21,7 +21,7 @@ from shards.storage import TEMPORARY
 from shards.verify import verify
 
 MARK = "F2V_TEST_RUN"
-VICTIMS = {"worker": "ray::", "node": "raylet/raylet"}
+VICTIMS = {"worker": "ray::Worker", "node": "raylet/raylet"}
 
 
 @dataclass(frozen=True)

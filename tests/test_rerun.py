@@ -19,6 +19,7 @@ from pipeline.columns import Column, Refused
 from pipeline.selection import Selection
 from pipeline.stage import Reason
 from pipeline.stages.energy import Energy
+from pipeline.survey import Wanted
 from shards.dataset import Dataset, QuarantineRow
 from shards.errors import UserError
 from shards.history import find_garbage
@@ -27,7 +28,7 @@ from shards.manifest import Manifest, column_record
 from shards.reader import read_fields
 from shards.schema import FIELDS
 from shards.verify import verify
-from tests.conftest import small_build
+from tests.conftest import cluster, small_build
 
 Built = tuple[Dataset, Summary]
 
@@ -145,7 +146,7 @@ def test_clips_that_are_gone_are_kept_until_said_otherwise(corpus: Path, copy: D
     shutil.copytree(corpus, source)
     shutil.rmtree(source / "test")
     before = copy.manifest()
-    with pytest.raises(UserError, match=r"does not have 1 clips of the dataset, e\.g\. test/.*--drop-missing"):
+    with pytest.raises(UserError, match=r"does not have, or cannot read, 1 clips of .*, e\.g\. test/.*--drop-missing"):
         build(str(source), copy.uri, small_build())
     with pytest.raises(UserError, match="without narrowing"):
         build(str(source), copy.uri, small_build(), Selection(only=("energy",)), drop_missing=True)
@@ -154,6 +155,25 @@ def test_clips_that_are_gone_are_kept_until_said_otherwise(corpus: Path, copy: D
     assert summary.clips == 11
     assert {row.split for row in copy.clips()} == {"train", "valid"}
     assert verify(copy.uri).problems == []
+
+
+def test_media_that_vanish_do_not_empty_the_dataset(corpus: Path, built: Built, tmp_path: Path) -> None:
+    """A table names every clip, whether its media are there or not."""
+    media = tmp_path / "media"
+    media.mkdir()
+    for number, path in enumerate(sorted((corpus / "train").rglob("*.mp4"))[:2]):
+        shutil.copy(path, media / f"{number}.mp4")
+    (tmp_path / "list.csv").write_text("uri\nmedia/0.mp4\nmedia/1.mp4\nmedia/never-there.mp4\n")
+    dataset = Dataset(str(tmp_path / "ds"))
+    summary = build(str(tmp_path / "list.csv"), dataset.uri, small_build())
+    assert (summary.clips, summary.quarantined) == (2, {"unreadable": 1})
+    before = tars(dataset)
+    media.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot read, 2 clips of the dataset, e\.g\. media/0"):
+        build(None, dataset.uri, small_build())
+    assert tars(dataset) == before
+    (tmp_path / "elsewhere").rename(media)
+    assert build(None, dataset.uri, small_build()).tasks == 0
 
 
 def test_narrow_builds_add_up_to_a_whole_one(corpus: Path, built: Built, tmp_path: Path) -> None:
@@ -170,6 +190,21 @@ def test_narrow_builds_add_up_to_a_whole_one(corpus: Path, built: Built, tmp_pat
     summary = build(None, dataset.uri, small_build())
     assert summary.pending == 0
     assert tars(dataset) == tars(built[0])
+
+
+def test_a_stage_that_is_behind_is_not_trained_on(
+    copy: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New mels beside energies of the old ones."""
+    summary = build(None, copy.uri, small_build(mel={"filterbank": "slaney"}), Selection(only=("mel",)))
+    assert summary.left == len(copy.manifest().shards)
+    assert main(["status", copy.uri]) == 0
+    assert "energy: in" in capsys.readouterr().out
+    assert main(["train", copy.uri, str(tmp_path / "run"), "--size", "tiny", "--steps", "1"]) == 2
+    assert "energy follow from columns that were made anew since" in capsys.readouterr().err
+    build(None, copy.uri, wanted())
+    assert not copy.index().recipe("train")["energy"].settings.keys() - {"kind"}
+    assert verify(copy.uri).problems == []
 
 
 def test_shards_of_different_settings_are_not_trained_on_together(
@@ -246,8 +281,15 @@ def test_a_second_refusal_counts_the_attempts(copy: Dataset) -> None:
     assert attempts["faulty/no_face"] == 1
 
 
-@pytest.mark.parametrize("theirs", ["pitch", "whole"])
-def test_two_builds_at_once_both_arrive(copy: Dataset, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
+def wanted(*overrides: str) -> Wanted:
+    """Settings as from the command line."""
+    return Wanted(None, (*overrides, f"run.ray_address={cluster()}"))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("pitch", Selection(only=("energy",))), ("whole", Selection())])
+def test_two_builds_at_once_both_arrive(
+    copy: Dataset, monkeypatch: pytest.MonkeyPatch, theirs: str, ours: Selection
+) -> None:
     """Another build commits between this one's plan and its commit: the result is as if one had run after the other."""
     plain = pipeline.build.commit_build
     seen: list[Manifest] = []
@@ -256,7 +298,7 @@ def test_two_builds_at_once_both_arrive(copy: Dataset, monkeypatch: pytest.Monke
         if not seen:
             seen.append(copy.manifest())
             selection = Selection(only=("pitch",)) if theirs == "pitch" else Selection()
-            build(None, copy.uri, small_build(pitch={"fmax": 500}), selection)
+            build(None, copy.uri, wanted("pitch.fmax=500"), selection)
         return plain(*arguments)
 
     monkeypatch.setattr(pipeline.build, "commit_build", late)
@@ -267,6 +309,7 @@ def test_two_builds_at_once_both_arrive(copy: Dataset, monkeypatch: pytest.Monke
     recipes = copy.index().recipe("train")
     assert recipes["energy"].settings["kind"] == "norm"
     assert recipes["pitch"].settings["fmax"] == 500
+    assert build(None, copy.uri, wanted()).tasks == 0
     assert verify(copy.uri).problems == []
     # The columns of the first try were taken up, not computed twice.
     energy = [found.name for found in copy.store.list("columns/energy/") if found.name.endswith(".tar")]
@@ -305,7 +348,7 @@ def test_a_new_version_of_a_stage_is_a_reason(copy: Dataset, monkeypatch: pytest
     from pipeline.build import plan_build
     from pipeline.survey import survey
 
-    plan, _ = plan_build(survey(None, copy.uri, small_build()), small_build(), Selection())
+    plan, _ = plan_build(survey(None, copy.uri, small_build()), Selection())
     shard = next(iter(plan.cells["energy"]))
     assert plan.cells["energy"][shard].why == f"version {Energy.version - 1} -> {Energy.version}"
     assert {task.stage for task in plan.tasks()} == {"energy"}

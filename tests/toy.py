@@ -92,11 +92,12 @@ def toy_dataset(
         ]
         facts = {"name": name, "sha256": written.sha256, "bytes": written.bytes}
         keys = dict.fromkeys(recipes, "0")
-        packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, clips=clips))
+        packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, behind=[], clips=clips))
         record = Packed(
             schema_version=SCHEMA_VERSION,
             shard=shard,
             inputs=f"{number:016x}",
+            behind=[],
             packed=packed[-1],
             lost={},
             widths=WIDTHS,
