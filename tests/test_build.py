@@ -113,16 +113,15 @@ def test_a_second_build_does_nothing_and_touches_nothing(corpus: Path, built: Bu
 
 
 def test_other_folder_other_order_same_bytes(corpus: Path, built: Built, tmp_path: Path) -> None:
-    """One worker instead of two; what a first run left behind is completed by a second one."""
+    """What a first run left behind is completed by a second one, with one worker instead of two."""
     dataset, _ = built
     other = Dataset(str(tmp_path / "again"))
-    config = small_build(run={"cpus": 1})
-    build(str(corpus), other.uri, config)
+    build(str(corpus), other.uri, small_build())
     root = tmp_path / "again"
     for name in ("columns/pitch", "packs", "tables", "train"):
         shutil.rmtree(root / name)
     (root / "dataset.json").unlink()
-    summary = build(str(corpus), other.uri, config)
+    summary = build(str(corpus), other.uri, small_build(run={"cpus": 1}))
     assert summary.tasks == len(other.manifest().shards)  # pitch alone
     assert tars(other) == tars(dataset)
 

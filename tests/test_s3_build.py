@@ -48,7 +48,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def on_disk(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     dataset = Dataset(str(tmp_path_factory.mktemp("disk") / "ds"))
-    build(str(source), dataset.uri, small_build(**CONFIG))
+    build(str(source), dataset.uri, small_build(pack=CONFIG["pack"], speech=CONFIG["speech"]))
     return dataset
 
 
