@@ -17,7 +17,6 @@ from cli.options import (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_build_options(parser)
-    parser.add_argument("--drop-missing", action="store_true", help="take out clips that the source no longer has")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, as `f2v plan` does")
 
 

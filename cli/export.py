@@ -18,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from shards.export import export
 
-    listing = export(args.dataset, args.target, [name for name in args.fields.split(",") if name], args.split)
+    listing = export(
+        args.dataset, args.target, [name.strip() for name in args.fields.split(",") if name.strip()], args.split
+    )
     if args.json:
         print(listing.model_dump_json())
         return 0

@@ -32,12 +32,18 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=["auto", "folder", "lrs3", "lrs2", "table"], help="how to read the source")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster instead of starting Ray here")
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="run this stage alone; repeatable")
-    parser.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all that follow from it")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="STAGE",
+        help="run this stage and all that follow from it; with --only, what both have in common",
+    )
     parser.add_argument("--shards", metavar="RANGE", help="work on these shards alone: 3-7,9 or train:3-7,test:0")
     parser.add_argument("--force", action="store_true", help="run the chosen stages even where they are up to date")
     parser.add_argument(
         "--requeue", action="append", default=[], metavar="REASON", help="try clips in quarantine again; repeatable"
     )
+    parser.add_argument("--drop-missing", action="store_true", help="take out clips that the source no longer has")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     add_config_options(parser, "pitch.fmax=500")
 

@@ -1,4 +1,5 @@
-"""Show what `f2v build` would do with the same arguments: what is fresh, stale or missing, why, and what it costs."""
+"""Show what `f2v build` would do with the same arguments: what is fresh, stale or missing, why, and what it costs. Exit
+status 1 where it would be refused."""
 
 from __future__ import annotations
 
@@ -32,22 +33,23 @@ def run(args: argparse.Namespace) -> int:
     plan, _ = plan_build(there, selection(args))
     cost = estimate(plan, there.shards, there.manifest, there.config)
     packs = to_pack(plan)
+    refused = int(bool(there.gone) and not args.drop_missing)
     if args.json:
         print(json.dumps(_tree(plan, packs, cost, there.gone)))
-        return 0
+        return refused
     for note in there.notes:
         print(note)
     if there.gone:
         some = f"{len(there.gone)} clips are no longer in the source, or cannot be read, e.g. {there.gone[0]}"
-        print(some if getattr(args, "drop_missing", False) else f"{some}; build needs --drop-missing")
+        print(some if args.drop_missing else f"{some}; build needs --drop-missing")
     _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
     if not runs and not packs:
         print("nothing to do" if plan.left() else "nothing to do: every column and shard is there already")
-        return 0
+        return refused
     print(f"to do: {runs} stage shards, {_shards(len(packs))} to pack")
     _print_cost(cost)
-    return 0
+    return refused
 
 
 def _print_matrix(plan: Plan, shards: list[str]) -> None:

@@ -202,6 +202,8 @@ def _summary(
     quarantined: Counter[str] = Counter()
     for pack in manifest.packs.values():
         quarantined.update(pack.refused)
+    if quarantined and not any(pack.clips for pack in manifest.packs.values()):
+        notes.append("no clip is usable: `f2v quarantine` says why")
     if quarantined[Reason.FAULT.value]:
         notes.append(
             f"{quarantined[Reason.FAULT.value]} clips failed for no fault of theirs; --requeue fault tries again"

@@ -191,7 +191,7 @@ def _read_table(path: str) -> list[dict[str, Any]]:
             reader = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))
             rows, header = list(reader), list(reader.fieldnames or [])
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"source {path}: no readable CSV or Parquet table ({error})") from None
+        raise UserError(f"source {path}: no readable CSV or Parquet table, and no folder ({error})") from None
     if "uri" not in header:
         raise UserError(f"source {path}: no column `uri`; columns are {', '.join(map(str, header))}")
     for number, row in enumerate(rows, 1):

@@ -99,4 +99,9 @@ def survey(source: str | None, uri: str, wanted: BuildConfig | Wanted) -> Survey
     )
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
     notes = [f"source layout: {found.layout}", *found.notes]
+    unreadable = [clip.uri for clip in found.clips if not clip.digest]
+    if unreadable:
+        notes.append(f"media of {len(unreadable)} clips cannot be read, e.g. {unreadable[0]}")
+    if manifest and manifest.config["pack"]["shard_clips"] != config.pack.shard_clips:
+        notes.append("pack.shard_clips counts for new shards; clips stay in the shard that they are in")
     return Survey(dataset, manifest, version, rows, config, where, shards, gone, sizes, notes)

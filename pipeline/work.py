@@ -58,7 +58,7 @@ class Crew:
             def note(task: Task | PackTask, done: Done) -> None:
                 if isinstance(done.result, Packed):
                     self.packed[task.shard] = done.result
-                    self.packs += done.ran
+                    self.packs += done.ran and done.result.packed is not None
                 else:
                     self.columns[task.stage, task.shard] = done.result
                     self.ran += done.ran

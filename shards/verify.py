@@ -95,7 +95,8 @@ def _leftovers(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
     known = {MANIFEST, LOCK, *COPIES, *manifest.objects()}
     ours = (name for name in sizes if OWN.fullmatch(name) and not name.startswith(HISTORY))
     old = [name for name in ours if name not in known]
-    return [f"{len(old)} objects of other builds, e.g. {min(old)}; `f2v gc` lists and deletes them"] if old else []
+    hint = "`f2v gc --delete` removes them after its grace period"
+    return [f"{len(old)} objects of other builds, e.g. {min(old)}; {hint}"] if old else []
 
 
 def _check_index(manifest: Manifest, index: Index) -> Iterator[str]:

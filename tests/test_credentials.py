@@ -136,3 +136,22 @@ class TestProfiles:
         with pytest.raises(StorageError) as caught:
             open_store(s3_uri).read("a")
         one_line(caught.value, "access denied", s3_uri)
+
+
+@pytest.mark.parametrize("scheme", ["", "ftp://", "https://"])
+def test_an_endpoint_of_another_kind_is_one_line(
+    s3_server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """No scheme, a wrong one, and TLS spoken to a server without."""
+    setenv(monkeypatch, AWS_ENDPOINT_URL=scheme + s3_server.endpoint.removeprefix("http://"))
+    with pytest.raises(StorageError, match=rf"^s3://{BUCKET}: .*127\.0\.0\.1[^\n]*$"):
+        open_store(s3_uri)
+
+
+def test_a_profile_that_is_not_there_is_one_line(s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[profile one]\nregion = us-east-1\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    setenv(monkeypatch, AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_PROFILE="nope")
+    with pytest.raises(StorageError) as caught:
+        open_store(s3_uri)
+    one_line(caught.value, "nope")

@@ -129,7 +129,7 @@ def test_splits_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     ("fields", "options", "words"),
     [
         ("mel,nose", [], "no field 'nose' in these shards; choose from meta, boxes"),
-        ("mel, wav", [], "no field ' wav'"),
+        ("mel,voice", [], "no field 'voice'"),
         (",", [], "no fields; choose from"),
         ("mel", ["--split", "validation"], "no clips in split 'validation'; there are train"),
     ],
