@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.survey import Wanted, survey
 
     there = survey(args.source, args.dataset, Wanted(args.config, tuple(build_overrides(args))))
-    plan, _ = plan_build(there, selection(args))
+    plan = plan_build(there, selection(args))
     cost = estimate(plan, there.shards, there.manifest, there.config)
     packs = to_pack(plan)
     refused = int(bool(there.gone) and not args.drop_missing)

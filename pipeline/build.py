@@ -88,14 +88,13 @@ def build(
     raise UserError(f"{uri}: other builds keep committing to this dataset; what is done is kept, build again")
 
 
-def plan_build(there: Survey, selection: Selection) -> tuple[Plan, dict[str, Recipe | None]]:
+def plan_build(there: Survey, selection: Selection) -> Plan:
     """What `build` would do, as far as it can be known before the centroids of the units are fitted."""
-    book = usable_codebook(there.manifest, there.config, there.sizes)
+    book = usable_codebook(there.dataset, there.manifest, there.config)
     recipes = stage_recipes(there, book)
     again, _ = _again(there, selection)
-    return make_plan(
-        recipes, there.shards, there.manifest, there.sizes, there.config.pack.fields, selection, again
-    ), recipes
+    fields = there.config.pack.fields
+    return make_plan(recipes, there.shards, there.manifest, there.sizes, fields, selection, again)
 
 
 def stage_recipes(there: Survey, book: Codebook | None) -> dict[str, Recipe | None]:
@@ -112,7 +111,7 @@ def stage_recipes(there: Survey, book: Codebook | None) -> dict[str, Recipe | No
 
 def _build(there: Survey, selection: Selection) -> Summary:
     dataset, manifest, config = there.dataset, there.manifest, there.config
-    book = usable_codebook(manifest, config, there.sizes)
+    book = usable_codebook(dataset, manifest, config)
     recipes = stage_recipes(there, book)
     again, notes = _again(there, selection)
     with Crew(dataset, config, there.shards) as crew:

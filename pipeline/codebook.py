@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -35,10 +35,18 @@ def fit_key(config: BuildConfig) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def usable_codebook(manifest: Manifest | None, config: BuildConfig, sizes: Mapping[str, int]) -> Codebook | None:
-    """The dataset's codebook, if it was fitted with these settings and its object is there."""
+def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildConfig) -> Codebook | None:
+    """The dataset's codebook, if it was fitted with these settings and its object is there.
+
+    Raises:
+        UserError: the object is damaged.
+    """
     book = manifest.codebook if manifest else None
-    return book if book and sizes.get(book.name) == book.bytes and book.fit == fit_key(config) else None
+    if book is None or book.fit != fit_key(config) or not dataset.store.exists(book.name):
+        return None
+    if dataset.store.sha256(book.name) != book.sha256:
+        raise UserError(f"{dataset.uri}/{book.name}: damaged; delete it and build again, it is fitted anew")
+    return book
 
 
 def fit(dataset: Dataset, marks: dict[str, str], config: BuildConfig) -> Codebook | None:

@@ -218,6 +218,22 @@ def test_shards_of_different_settings_are_not_trained_on_together(
     assert "pitch was made otherwise than in other shards of split train (fmax" in capsys.readouterr().err
 
 
+def test_damaged_centroids_are_not_used(built: Built, copy: Dataset) -> None:
+    book = copy.manifest().codebook
+    assert book is not None
+    path = Path(copy.uri) / book.name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert any(book.name in problem for problem in verify(copy.uri).problems)
+    with pytest.raises(UserError, match="damaged; delete it and build again"):
+        build(None, copy.uri, small_build())
+    path.unlink()
+    assert build(None, copy.uri, small_build()).tasks == 0
+    assert copy.manifest().codebook == book
+    assert verify(copy.uri).problems == []
+
+
 def test_damaged_and_lost_objects_are_made_again(built: Built, copy: Dataset) -> None:
     root = Path(copy.uri)
     shard = root / copy.index().shards[0].name
@@ -348,7 +364,7 @@ def test_a_new_version_of_a_stage_is_a_reason(copy: Dataset, monkeypatch: pytest
     from pipeline.build import plan_build
     from pipeline.survey import survey
 
-    plan, _ = plan_build(survey(None, copy.uri, small_build()), Selection())
+    plan = plan_build(survey(None, copy.uri, small_build()), Selection())
     shard = next(iter(plan.cells["energy"]))
     assert plan.cells["energy"][shard].why == f"version {Energy.version - 1} -> {Energy.version}"
     assert {task.stage for task in plan.tasks()} == {"energy"}
