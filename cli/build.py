@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for note in summary.notes:
         print(note)
-    if not summary.tasks and not summary.packed:
+    if not summary.tasks and not summary.packed and not summary.changed:
         print("nothing to do" if summary.left else "nothing to do: every column and shard is there already")
     else:
         print(
