@@ -185,7 +185,7 @@ def _read_table(path: str) -> list[dict[str, Any]]:
         if name.lower().endswith((".parquet", ".pq")):
             import pyarrow.parquet as pq
 
-            rows = pq.read_table(BytesIO(data), use_threads=False).to_pylist()
+            rows = pq.ParquetFile(BytesIO(data), pre_buffer=False).read(use_threads=False).to_pylist()
             header = list(rows[0]) if rows else ["uri"]
         else:
             reader = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))

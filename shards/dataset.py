@@ -188,8 +188,8 @@ class Dataset:
     def _rows(self, kind: type[Row], name: str) -> list[Row]:
         data = self._read(name, _COPY[kind])
         try:
-            # Without threads: pyarrow's pool, once started, aborts one process in seven when it exits.
-            table = pq.read_table(io.BytesIO(data), use_threads=False)
+            # Without any thread of pyarrow's: once its pools have started, some processes abort when they exit.
+            table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
             if not table.schema.equals(_schema(kind)):
                 raise TypeError(f"columns {', '.join(f'{field.name} {field.type}' for field in table.schema)}")
             return [kind(*values) for values in zip(*table.to_pydict().values(), strict=True)]

@@ -127,7 +127,8 @@ def check_killed(reference: Reference, dataset: Dataset, victim: str, seed: int)
         # Its task is given to another worker, and the build goes on.
         assert status == 0, errors
     elif killed == "node":
-        assert status in (0, 2), errors
+        # Ray's own code ends the process with 1 where the node goes while it connects.
+        assert status in (0, 2) or (status == 1 and "raylet" in errors), errors
         assert "Traceback" not in errors, errors
     # Whatever a reader finds in between is whole.
     if dataset.exists():
