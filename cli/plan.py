@@ -84,9 +84,8 @@ def _print_cost(cost: Estimate) -> None:
 def _tree(plan: Plan, packs: list[str], cost: Estimate, gone: list[str]) -> dict[str, Any]:
     cells = {
         stage: {
-            shard: {"state": cell.state, "why": cell.why, "run": cell.run, "attempt": cell.task.attempt}
-            if cell.task
-            else {"state": cell.state, "why": cell.why, "run": cell.run}
+            shard: {"state": cell.state, "why": cell.why, "run": cell.run}
+            | ({"attempt": cell.task.attempt} if cell.task else {})
             for shard, cell in row.items()
         }
         for stage, row in plan.cells.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.codebook import fit, usable_codebook
@@ -93,8 +93,7 @@ def plan_build(there: Survey, selection: Selection) -> Plan:
     book = usable_codebook(there.dataset, there.manifest, there.config)
     recipes = stage_recipes(there, book)
     again, _ = _again(there, selection)
-    fields = there.config.pack.fields
-    return make_plan(recipes, there.shards, there.manifest, there.sizes, fields, selection, again)
+    return _plan(there, recipes, selection, again)
 
 
 def stage_recipes(there: Survey, book: Codebook | None) -> dict[str, Recipe | None]:
@@ -122,7 +121,7 @@ def _build(there: Survey, selection: Selection) -> Summary:
             else:
                 # Without sound there is no clip that units could be made for: all are refused by the audio stage.
                 recipes = {name: recipe for name, recipe in recipes.items() if recipe}
-        plan = make_plan(recipes, there.shards, manifest, there.sizes, config.pack.fields, selection, again)
+        plan = _plan(there, recipes, selection, again)
         packs = [
             PackTask(
                 shard=shard,
@@ -143,10 +142,19 @@ def _build(there: Survey, selection: Selection) -> Summary:
     return _summary(there, after, plan, crew, kept + len(tasks), changed, notes)
 
 
+def _plan(
+    there: Survey,
+    recipes: Mapping[str, Recipe | None],
+    selection: Selection,
+    again: Collection[tuple[str, str]] = (),
+) -> Plan:
+    fields = there.config.pack.fields
+    return make_plan(recipes, there.shards, there.manifest, there.sizes, fields, selection, again)
+
+
 def _fit(there: Survey, recipes: Mapping[str, Recipe | None], crew: Crew) -> Codebook | None:
     """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
-    stages = {"audio": recipes["audio"]}
-    plan = make_plan(stages, there.shards, there.manifest, there.sizes, there.config.pack.fields, Selection())
+    plan = _plan(there, {"audio": recipes["audio"]}, Selection())
     crew.run(plan.tasks(), None)
     marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
     return fit(there.dataset, marks, there.config)

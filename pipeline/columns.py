@@ -6,14 +6,12 @@ and what it took. The record is written last: a column exists when it does.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import ValidationError
-
+from pipeline.records import Record, load_record, publish_record
 from pipeline.stage import Clip, Fields, Item, Reason, Rejection, Stage
 from shards.codec import decode, encode
 from shards.config import Config
@@ -21,7 +19,6 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import ColumnRef, Recipe, column_record, column_tar
 from shards.schema import FIELDS, SCHEMA_VERSION, SchemaError, check_sample, frames_of
-from shards.storage import Conflict
 from shards.tar import write_tar
 
 READ_AHEAD = 8 << 20
@@ -63,7 +60,7 @@ class ColumnClip(Config):
     members: dict[str, tuple[int, int]]
 
 
-class Column(Config):
+class Column(Record):
     """Record of a column; `widths` are the named widths (`D_identity` ...) that its values have."""
 
     schema_version: int
@@ -80,9 +77,15 @@ class Column(Config):
         """Object name of its tar."""
         return column_tar(self.task.stage, self.task.shard, self.task.fingerprint, self.sha256)
 
-    def record(self) -> str:
-        """As stored, JSON."""
-        return self.model_dump_json()
+    @property
+    def name(self) -> str:
+        """Object name of the record."""
+        return column_record(self.task.stage, self.task.shard, self.task.fingerprint)
+
+    @property
+    def tar_size(self) -> tuple[str, int]:
+        """Object name and size of its tar."""
+        return self.tar, self.bytes
 
     def ref(self, recipe: str) -> ColumnRef:
         """What the manifest says of it; `recipe` is the recipe's key there."""
@@ -92,7 +95,7 @@ class Column(Config):
             reads=self.task.reads,
             media=self.task.media,
             attempt=self.task.attempt,
-            record=hashlib.sha256(self.record().encode()).hexdigest(),
+            record=self.digest(),
             sha256=self.sha256,
             bytes=self.bytes,
             clips=len(self.clips),
@@ -107,17 +110,7 @@ def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column |
     Raises:
         UserError: the record is damaged.
     """
-    name = column_record(stage, shard, mark)
-    try:
-        column = Column.model_validate_json(dataset.store.read(name))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise UserError(
-            f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it and build again"
-        ) from None
-    found = dataset.store.find(column.tar)
-    return column if found and found.size == column.bytes else None
+    return load_record(dataset, Column, column_record(stage, shard, mark))
 
 
 def build_column(
@@ -167,22 +160,7 @@ def build_column(
         bytes=written.bytes,
         seconds=round(time.perf_counter() - begin, 3),
     )
-    return _publish(dataset, column)
-
-
-def _publish(dataset: Dataset, column: Column) -> Column:
-    """Write the record, unless another build did this task meanwhile: the first one to finish counts."""
-    task = column.task
-    name = column_record(task.stage, task.shard, task.fingerprint)
-    data = column.record().encode()
-    try:
-        dataset.store.swap(name, data, None)
-    except Conflict:
-        earlier = load_column(dataset, task.stage, task.shard, task.fingerprint)
-        if earlier is not None:
-            return earlier
-        dataset.store.write(name, data)
-    return column
+    return publish_record(dataset, column)
 
 
 def read_members(

@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+
+from shards.storage import user_cache
 
 
 def use_compiled_loops(fill: str) -> None:
@@ -33,7 +34,7 @@ def use_compiled_loops(fill: str) -> None:
     parts = [importlib.metadata.version(name) for name in ("librosa", "numba", "numpy")]
     version = f"{sys.version_info[0]}{sys.version_info[1]}"
     name = "-".join(["loops", *parts, f"py{version}", llvmlite.binding.get_host_cpu_name()])
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "faces2voices")
+    home = user_cache()
     try:
         home.mkdir(parents=True, exist_ok=True)
         lock = open(home / ".lock", "a")  # noqa: SIM115 - closed by the block below

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from pipeline.stage import Clip, Stage
 from shards.errors import UserError
 from shards.manifest import Recipe
 from shards.schema import SCHEMA_VERSION
-from shards.storage import file_sha256
+from shards.storage import file_sha256, open_store, user_cache
+
+CACHE = "digests.json"
 
 
 def recipe_of(stage: Stage[Any]) -> Recipe:
@@ -86,8 +87,7 @@ def weights_digest(paths: Sequence[Path]) -> str:
     """
     if not paths:
         return ""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "faces2voices", "digests.json")
-    known = _load(cache)
+    known = _load()
     before = dict(known)
     digests = []
     try:
@@ -100,7 +100,7 @@ def weights_digest(paths: Sequence[Path]) -> str:
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if known != before:
-        _save(cache, known)
+        _save(known)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -108,20 +108,15 @@ def _hash(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _load(cache: Path) -> dict[str, str]:
+def _load() -> dict[str, str]:
     try:
-        tree = json.loads(cache.read_text())
+        tree = json.loads((user_cache() / CACHE).read_text())
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in tree.items() if isinstance(v, str)} if isinstance(tree, dict) else {}
 
 
-def _save(cache: Path, known: dict[str, str]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache.parent)
-        with os.fdopen(handle, "w") as stream:
-            json.dump(known, stream)
-        os.replace(name, cache)
-    except OSError:
-        return  # Without a home to write to, files are read anew each time.
+def _save(known: dict[str, str]) -> None:
+    # Without a home to write to, files are read anew each time.
+    with contextlib.suppress(OSError):
+        open_store(str(user_cache())).write(CACHE, json.dumps(known).encode())

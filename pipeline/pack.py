@@ -6,23 +6,19 @@ committing packs nothing twice.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from pipeline.columns import Column, read_members
+from pipeline.records import Record, load_record, publish_record
 from pipeline.stage import Clip, Reason
 from shards.codec import encode
 from shards.config import Config
 from shards.dataset import Dataset
-from shards.errors import UserError
 from shards.manifest import PackedClip, PackedShard, PackRef, pack_record, split_of
 from shards.schema import FIELDS, SCHEMA_VERSION
-from shards.storage import Conflict
 from shards.tar import write_tar
 
 
@@ -56,7 +52,7 @@ class Loss(Config):
     attempt: int
 
 
-class Packed(Config):
+class Packed(Record):
     """Record of a shard: what was packed and what was lost; `widths` are the named widths of its fields."""
 
     schema_version: int
@@ -68,16 +64,22 @@ class Packed(Config):
     widths: dict[str, int]
     seconds: float
 
-    def record(self) -> str:
-        """As stored, JSON."""
-        return self.model_dump_json()
+    @property
+    def name(self) -> str:
+        """Object name of the record."""
+        return pack_record(self.shard, self.inputs)
+
+    @property
+    def tar_size(self) -> tuple[str, int] | None:
+        """Object name and size of the packed shard; None where no clip survived."""
+        return (self.packed.name, self.packed.bytes) if self.packed else None
 
     def ref(self) -> PackRef:
         """What the manifest says of it."""
         shard = self.packed
         return PackRef(
             inputs=self.inputs,
-            record=hashlib.sha256(self.record().encode()).hexdigest(),
+            record=self.digest(),
             name=shard.name if shard else None,
             behind=self.behind,
             sha256=shard.sha256 if shard else "",
@@ -95,19 +97,7 @@ def load_packed(dataset: Dataset, shard: str, inputs: str) -> Packed | None:
     Raises:
         UserError: the record is damaged.
     """
-    name = pack_record(shard, inputs)
-    try:
-        record = Packed.model_validate_json(dataset.store.read(name))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise UserError(
-            f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it and build again"
-        ) from None
-    if record.packed is None:
-        return record
-    found = dataset.store.find(record.packed.name)
-    return record if found and found.size == record.packed.bytes else None
+    return load_record(dataset, Packed, pack_record(shard, inputs))
 
 
 def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: Sequence[Clip]) -> Packed:
@@ -136,20 +126,7 @@ def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clip
         widths={name: width for column in columns for name, width in column.widths.items()},
         seconds=round(time.perf_counter() - begin, 3),
     )
-    return _publish(dataset, record)
-
-
-def _publish(dataset: Dataset, record: Packed) -> Packed:
-    """Write the record, unless another build packed this shard meanwhile: the first one to finish counts."""
-    name, data = pack_record(record.shard, record.inputs), record.record().encode()
-    try:
-        dataset.store.swap(name, data, None)
-    except Conflict:
-        earlier = load_packed(dataset, record.shard, record.inputs)
-        if earlier is not None:
-            return earlier
-        dataset.store.write(name, data)
-    return record
+    return publish_record(dataset, record)
 
 
 def _losses(columns: Sequence[Column], clips: Sequence[Clip]) -> dict[str, Loss]:
@@ -157,8 +134,8 @@ def _losses(columns: Sequence[Column], clips: Sequence[Clip]) -> dict[str, Loss]
     for column in columns:
         for refusal in column.refused:
             # Two branches (picture, sound) may refuse the same clip; the first stage in order speaks.
-            detail = (refusal.reason, refusal.message, refusal.traceback, column.task.attempt)
-            lost.setdefault(refusal.key, _loss(column.task.stage, *detail))
+            said = refusal.model_dump(exclude={"key"})
+            lost.setdefault(refusal.key, Loss(stage=column.task.stage, attempt=column.task.attempt, **said))
     for clip in clips:
         if clip.key in lost:
             continue
@@ -168,12 +145,8 @@ def _losses(columns: Sequence[Column], clips: Sequence[Clip]) -> dict[str, Loss]
         frames = {column.task.stage: column.clips[clip.key].frames for column in columns}
         if len(set(frames.values())) != 1:
             message = f"stages disagree on the number of video frames: {frames}"
-            lost[clip.key] = _loss("pack", Reason.AUDIO_LENGTH, message, "", 1)
+            lost[clip.key] = Loss(stage="pack", reason=Reason.AUDIO_LENGTH, message=message, traceback="", attempt=1)
     return lost
-
-
-def _loss(stage: str, reason: Reason, message: str, traceback: str, attempt: int) -> Loss:
-    return Loss(stage=stage, reason=reason, message=message, traceback=traceback, attempt=attempt)
 
 
 def _write(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: Sequence[Clip]) -> PackedShard:

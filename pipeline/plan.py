@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.columns import Task
 from pipeline.fingerprint import fingerprint, media_digest, pack_inputs, recipe_key
-from pipeline.registry import STAGES, upstream, writers
+from pipeline.registry import KINDS, STAGES, upstream, writers
 from pipeline.selection import Selection
 from pipeline.stage import Clip
 from shards.manifest import (
@@ -117,13 +117,12 @@ def make_plan(
         again: (stage, shard) whose work was asked for again.
     """
     made = writers(STAGES)
-    kinds = {kind.name: kind for kind in STAGES}
     stages, picked = selection.stages(), selection.pick_shards(list(shards))
     media = {shard: media_digest(clips) for shard, clips in shards.items()}
     cells: dict[str, dict[str, Cell]] = {}
     for stage, recipe in recipes.items():
         cells[stage] = {}
-        sources = upstream(kinds[stage], made)
+        sources = upstream(KINDS[stage], made)
         for shard in shards:
             reads = {name: cells[name][shard].mark for name in sources}
             unknown = [name for name in sources if cells[name][shard].run and not cells[name][shard].task]
@@ -138,7 +137,7 @@ def make_plan(
                 cells[stage][shard] = Cell("stale" if ref else "missing", why, None, chosen, ref)
             else:
                 known = {name: mark for name, mark in reads.items() if mark}
-                task = _task(stage, shard, recipe, known, media[shard] if kinds[stage].media else "", ref, anew)
+                task = _task(stage, shard, recipe, known, media[shard] if KINDS[stage].media else "", ref, anew)
                 state, why = _state(task, ref, manifest, sizes, anew)
                 cells[stage][shard] = Cell(state, why, task, chosen and state != "fresh", ref)
     packs = {}

@@ -93,10 +93,8 @@ def survey(source: str | None, uri: str, wanted: BuildConfig | Wanted) -> Survey
     found = list_clips(source, config.source, known_digests(rows))
     shards = assign_shards(found.clips, config.pack.shard_clips, rows)
     # What could be read when it was built and cannot now is as good as gone: a mount may be missing.
-    readable = {clip.key: bool(clip.digest) for clip in found.clips}
-    gone = sorted(
-        row.key for row in rows if not readable.get(row.key, False) and (row.digest or row.key not in readable)
-    )
+    digests = {clip.key: clip.digest for clip in found.clips}
+    gone = sorted(row.key for row in rows if row.key not in digests or (row.digest and not digests[row.key]))
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
     notes = [f"source layout: {found.layout}", *found.notes]
     unreadable = [clip.uri for clip in found.clips if not clip.digest]

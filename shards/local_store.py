@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any, BinaryIO
 
-from shards.storage import LOCK, TEMPORARY, Conflict, Object, StorageError, Store, check_name, local_path
+from shards.storage import LOCK, TEMPORARY, Conflict, Object, StorageError, Store, check_name, local_path, user_cache
 
 
 class LocalStore(Store):
@@ -153,9 +153,9 @@ def local_copy(store: Store, name: str) -> Path:
     found = store.find(name)
     if found is None:
         raise FileNotFoundError(f"{store.uri}/{name}")
-    cache = LocalStore(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+    cache = LocalStore(str(user_cache()))
     key = hashlib.sha256(f"{store.uri}/{name} {found.stamp}".encode()).hexdigest()[:16]
-    copy = f"faces2voices/objects/{key}-{name.rpartition('/')[2]}"
+    copy = f"objects/{key}-{name.rpartition('/')[2]}"
     if not cache.exists(copy):
         cache.write(copy, store.read(name))
     return cache.path(copy)

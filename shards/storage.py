@@ -179,6 +179,11 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
+def user_cache() -> Path:
+    """This program's folder in the user's cache; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "faces2voices")
+
+
 def check_name(name: str, uri: str) -> str:
     """`name`, if it stays inside its store.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from shards.errors import UserError
 from shards.storage import Store
 from tests.proxy import FaultProxy
 from tests.seaweed import BUCKET, FULL, READ_ONLY, S3Server
+
+BIG = random.Random(1).randbytes(20 << 20)
+NAMES = ["plain", "a b.txt", "ü/ñ.mp4", "50%.txt", "a%20b", "x+y", "h#1", "q?1", "e=1&f", "k'q", "日本.wav", "<é>"]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import csv
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from pipeline.build import Summary, build
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.reader import read_fields
 from shards.schema import FIELDS
 from shards.verify import verify
 from tests.conftest import small_build
+from tests.toy import everything, tars
 
 Built = tuple[Dataset, Summary]
 REAL = {
@@ -37,18 +36,6 @@ REAL = {
     "15_grid_lbax4n_audio_late_240ms": "packed",
 }
 """What the clips' own notes say must become of them."""
-
-
-def tars(dataset: Dataset) -> dict[str, bytes]:
-    return {shard.name: dataset.store.read(shard.name) for shard in dataset.index().shards}
-
-
-def everything(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    return {
-        clip.key: read_fields(dataset, shard, clip, list(FIELDS))
-        for shard in dataset.index().shards
-        for clip in shard.clips
-    }
 
 
 def test_good_clips_are_packed_and_faulty_ones_are_named(built: Built) -> None:

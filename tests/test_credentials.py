@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,12 +13,6 @@ from shards.storage import (
 )
 from tests.buckets import names, one_line, patience, setenv
 from tests.seaweed import BUCKET, FULL, S3Server, aws_environment, free_ports
-
-ROOT = Path(__file__).resolve().parent.parent
-BIG = random.Random(1).randbytes(20 << 20)
-NAMES = ["plain", "a b.txt", "ü/ñ.mp4", "50%.txt", "a%20b", "x+y", "h#1", "q?1", "e=1&f", "k'q", "日本.wav", "<é>"]
-UNSAFE = ["../x", "/x", "a//b", "a/../../b", "a/./b", "", "a/", "a\0b"]
-
 
 CALLS = {
     "read": lambda store: store.read("a"),

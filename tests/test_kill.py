@@ -19,6 +19,7 @@ import pytest
 from shards.dataset import Dataset
 from shards.storage import TEMPORARY
 from shards.verify import verify
+from tests.toy import digests
 
 MARK = "F2V_TEST_RUN"
 VICTIMS = {"worker": "ray::Worker", "node": "raylet/raylet"}
@@ -82,10 +83,6 @@ class Run:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return self.process.returncode, output, errors
-
-
-def digests(dataset: Dataset) -> dict[str, str]:
-    return {shard.name: shard.sha256 for shard in dataset.index().shards}
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +15,9 @@ from shards.storage import (
     StorageError,
     open_store,
 )
-from tests.buckets import Outside, names, one_line, patience
+from tests.buckets import BIG, NAMES, Outside, names, one_line, patience
 from tests.proxy import FaultProxy
 from tests.seaweed import BUCKET, S3Server
-
-ROOT = Path(__file__).resolve().parent.parent
-BIG = random.Random(1).randbytes(20 << 20)
-NAMES = ["plain", "a b.txt", "ü/ñ.mp4", "50%.txt", "a%20b", "x+y", "h#1", "q?1", "e=1&f", "k'q", "日本.wav", "<é>"]
-UNSAFE = ["../x", "/x", "a//b", "a/../../b", "a/./b", "", "a/", "a\0b"]
 
 
 class TestTransfers:

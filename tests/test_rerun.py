@@ -25,10 +25,9 @@ from shards.errors import UserError
 from shards.history import find_garbage
 from shards.local_store import LocalStore
 from shards.manifest import Manifest, column_record
-from shards.reader import read_fields
-from shards.schema import FIELDS
 from shards.verify import verify
 from tests.conftest import cluster, small_build
+from tests.toy import everything, tars
 
 Built = tuple[Dataset, Summary]
 
@@ -38,18 +37,6 @@ def copy(built: Built, tmp_path: Path) -> Dataset:
     """The built dataset again, to be changed."""
     shutil.copytree(built[0].uri, tmp_path / "copy")
     return Dataset(str(tmp_path / "copy"))
-
-
-def tars(dataset: Dataset) -> dict[str, bytes]:
-    return {shard.name: dataset.store.read(shard.name) for shard in dataset.index().shards}
-
-
-def everything(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    return {
-        clip.key: read_fields(dataset, shard, clip, list(FIELDS))
-        for shard in dataset.index().shards
-        for clip in shard.clips
-    }
 
 
 def columns(dataset: Dataset) -> dict[str, str]:

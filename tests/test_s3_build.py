@@ -22,6 +22,7 @@ from shards.verify import verify
 from tests.buckets import patience
 from tests.conftest import small_build
 from tests.seaweed import S3Server, aws_environment
+from tests.toy import digests
 
 # A Ray of its own, whose workers have this test's credentials.
 CONFIG = {"pack": {"shard_clips": 2}, "speech": {"clusters": 20}, "run": {"cpus": 2}}
@@ -57,10 +58,6 @@ def upload(folder: Path, uri: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             store.write(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
-def digests(dataset: Dataset) -> dict[str, str]:
-    return {shard.name: shard.sha256 for shard in dataset.index().shards}
 
 
 def test_a_bucket_gives_the_same_shards_as_a_disk(

@@ -32,11 +32,9 @@ from shards.storage import (
     open_store,
     open_uri,
 )
-from tests.buckets import names, patience
+from tests.buckets import BIG, NAMES, names, patience
 
 ROOT = Path(__file__).resolve().parent.parent
-BIG = random.Random(1).randbytes(20 << 20)
-NAMES = ["plain", "a b.txt", "ü/ñ.mp4", "50%.txt", "a%20b", "x+y", "h#1", "q?1", "e=1&f", "k'q", "日本.wav", "<é>"]
 UNSAFE = ["../x", "/x", "a//b", "a/../../b", "a/./b", "", "a/", "a\0b"]
 
 

@@ -23,6 +23,7 @@ from shards.manifest import (
     column_record,
     pack_record,
 )
+from shards.reader import read_fields
 from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.tar import write_tar
 
@@ -167,3 +168,22 @@ def commit_toy(
     )
     dataset.commit(manifest, dataset.current()[1])
     dataset.refresh_copies(manifest)
+
+
+def tars(dataset: Dataset) -> dict[str, bytes]:
+    """Name -> bytes of every packed shard."""
+    return {shard.name: dataset.store.read(shard.name) for shard in dataset.index().shards}
+
+
+def digests(dataset: Dataset) -> dict[str, str]:
+    """Name -> sha256 of every packed shard, as the index says."""
+    return {shard.name: shard.sha256 for shard in dataset.index().shards}
+
+
+def everything(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Key -> all fields of every packed clip."""
+    return {
+        clip.key: read_fields(dataset, shard, clip, list(FIELDS))
+        for shard in dataset.index().shards
+        for clip in shard.clips
+    }
