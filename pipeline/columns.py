@@ -150,7 +150,7 @@ def build_column(
         clips={
             key: ColumnClip(
                 frames=count,
-                members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in stage.writes},
+                members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in stage.gives()},
             )
             for key, count in frames.items()
         },
@@ -208,8 +208,8 @@ def _encode(
 ) -> tuple[int, dict[str, bytes]] | Rejection:
     """(F, ending -> bytes) of a stage's fields, checked against the schema."""
     try:
-        if set(values) != set(stage.writes):
-            raise SchemaError(f"stage {stage.name} gave {sorted(values)}, it declares {sorted(stage.writes)}")
+        if set(values) != set(stage.gives()):
+            raise SchemaError(f"stage {stage.name} gave {sorted(values)}, it declares {sorted(stage.gives())}")
         known = {**item.fields, **values}
         counts = {name: frames_of(FIELDS[name], value) for name, value in known.items()}
         lengths = {count for count in counts.values() if count is not None}

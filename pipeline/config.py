@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -32,7 +33,7 @@ class PackConfig(Config):
     """
 
     shard_clips: int = Field(256, ge=1)
-    fields: tuple[str, ...] = tuple(FIELDS)
+    fields: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if not field.optional)
 
     @field_validator("fields")
     @classmethod
@@ -52,12 +53,14 @@ class RunConfig(Config):
         cpus: processors to use on this machine when Ray is started here; None takes all.
         object_store_mb: shared memory of a Ray started here (only small records pass through it).
         retries: how often work that lost its worker is given out again.
+        weights: folder with checkpoints of the `paper` networks; None looks in the user's cache alone, and fetches.
     """
 
     ray_address: str | None = None
     cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(256, ge=80)
     retries: int = Field(2, ge=0)
+    weights: Path | None = None
 
 
 class BuildConfig(Config):

@@ -70,4 +70,4 @@ def make_stage(kind: StageClass, config: BuildConfig, centroids: Path | None) ->
     section = getattr(config, kind.name)
     if kind is Speech and section.centroids is None:
         section = section.model_copy(update={"centroids": centroids})
-    return kind(section)
+    return kind(section, config.run.weights)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from shards.config import Config
 from shards.errors import UserError
+from shards.schema import FIELDS
 from shards.storage import is_readable
 
 C = TypeVar("C", bound=Config)
@@ -106,7 +107,7 @@ class Stage(ABC, Generic[C]):
 
     Class attributes:
         name, version: raise the version whenever the output of the same input may change.
-        reads, writes: schema field names.
+        reads, writes: schema field names; the optional ones among `writes` only where the settings ask for them.
         media: whether the stage decodes the source media itself.
         resources: per worker.
     """
@@ -118,8 +119,14 @@ class Stage(ABC, Generic[C]):
     media: ClassVar[bool] = False
     resources: ClassVar[Resources] = Resources()
 
-    def __init__(self, config: C) -> None:
+    def __init__(self, config: C, folder: Path | None = None) -> None:
+        """`folder` holds checkpoints of networks that no package carries; see `pipeline.networks.weights`."""
         self.config = config
+        self.folder = folder
+
+    def gives(self) -> tuple[str, ...]:
+        """The fields that it writes with its settings."""
+        return tuple(name for name in self.writes if not FIELDS[name].optional)
 
     def weights(self) -> Sequence[Path]:
         """Files whose bytes decide the output (network weights, centroids); they enter the fingerprint."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 VIDEO_RATE = 25
 """Video frames per second after resampling."""
@@ -48,6 +48,7 @@ class Field:
         stage: the stage that writes it.
         about: what it is, in a line.
         nan: whether NaN carries meaning (unvoiced pitch).
+        optional: stored only where the stage's settings ask for it.
     """
 
     name: str
@@ -58,11 +59,12 @@ class Field:
     stage: str
     about: str
     nan: bool = False
+    optional: bool = False
 
     @property
     def suffix(self) -> str:
         """Ending of the tar member, after the clip's key and a dot; `meta` is plain `json`, `wav` plain `wav`."""
-        return self.encoding if self.encoding in ("json", "wav") else f"{self.name}.{self.encoding}"
+        return self.encoding if self.name in ("meta", "wav") else f"{self.name}.{self.encoding}"
 
 
 FIELDS: dict[str, Field] = {
@@ -155,6 +157,16 @@ FIELDS: dict[str, Field] = {
         Field("energy", "npy", "float32", ("2F",), "ln amplitude", "energy", "norm over mel bins of each frame"),
         Field("units", "npy", "int16", ("2F",), "index", "speech", "k-means index of the speech feature"),
         Field("timbre", "npy", "float32", ("D_timbre",), "-", "speech", "time mean of the first speech layer"),
+        Field(
+            "features",
+            "npy",
+            "float16",
+            ("2F", "D_features"),
+            "-",
+            "speech",
+            "speech feature that the units were read from",
+            optional=True,
+        ),
     )
 }
 

@@ -39,7 +39,7 @@ class Speech(Stage[SpeechConfig]):
     name: ClassVar[str] = "speech"
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ("wav",)
-    writes: ClassVar[tuple[str, ...]] = ("units", "timbre")
+    writes: ClassVar[tuple[str, ...]] = ("units", "timbre", "features")
 
     def weights(self) -> Sequence[Path]:
         """The encoder's file, and the centroids where they are known."""
