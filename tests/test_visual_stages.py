@@ -16,10 +16,11 @@ from pipeline.networks.retinaface import Faces as Detections
 from pipeline.networks.retinaface import RetinaFace, anchor_boxes, decode_boxes, suppress
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
 from pipeline.stages.expression import Expression, ExpressionConfig
-from pipeline.stages.faces import Faces, FacesConfig, join_tracks
+from pipeline.stages.faces import Faces, FacesConfig
 from pipeline.stages.identity import Identity, IdentityConfig
 from pipeline.stages.landmarks import Landmarks, LandmarksConfig
 from pipeline.stages.lips import Lips, LipsConfig
+from pipeline.tracks import join_tracks
 
 
 def run(stage: Stage, path: Path, fields: Fields) -> Fields:  # type: ignore[type-arg]

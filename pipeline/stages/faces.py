@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
+from pipeline.tracks import Track, join_tracks
 from shards.config import Config
 from shards.schema import FACE_SIZE, VIDEO_RATE
 
@@ -47,24 +47,6 @@ class FacesConfig(Config):
     rival_share: float = Field(0.2, gt=0, le=1)
     min_frames: int = Field(12, ge=1)
     max_seconds: float = Field(60, gt=0, le=500)
-
-
-@dataclass
-class Track:
-    """Detections of one face: frame number -> box [4] and points [5, 2]."""
-
-    boxes: dict[int, np.ndarray] = field(default_factory=dict)
-    points: dict[int, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def size(self) -> float:
-        """Mean of width + height, the size by which auto_avsr chooses among faces."""
-        corners = np.stack(list(self.boxes.values()))
-        return float((corners[:, 2:] - corners[:, :2]).sum(axis=1).mean())
-
-    @property
-    def last(self) -> int:
-        return max(self.boxes)
 
 
 class Faces(Stage[FacesConfig]):
@@ -166,32 +148,3 @@ class Faces(Stage[FacesConfig]):
         for number, frame in enumerate(decode_video(clip.uri, clip.start, clip.end)):
             crops[number] = align.warp(frame, align.similarity(points[number], align.ARCFACE), FACE_SIZE)
         return crops
-
-
-def join_tracks(found: list[Detections], overlap: float, max_gap: int) -> list[Track]:
-    """Tracks from detections per frame: each detection joins the track whose last box it overlaps most.
-
-    Args:
-        overlap: least intersection over union.
-        max_gap: frames after which a track that finds no detection is closed.
-    """
-    from pipeline.networks.retinaface import overlaps
-
-    tracks: list[Track] = []
-    for frame, faces in enumerate(found):
-        taken: set[int] = set()
-        live = [track for track in tracks if frame - track.last <= max_gap + 1]
-        pairs = []
-        for position, track in enumerate(live):
-            if len(faces.boxes):
-                shared = overlaps(track.boxes[track.last], faces.boxes)
-                pairs += [(float(value), position, number) for number, value in enumerate(shared) if value >= overlap]
-        joined: set[int] = set()
-        for _, position, number in sorted(pairs, key=lambda pair: -pair[0]):
-            if position not in joined and number not in taken:
-                live[position].boxes[frame], live[position].points[frame] = faces.boxes[number], faces.points[number]
-                joined.add(position)
-                taken.add(number)
-        for number in set(range(len(faces.boxes))) - taken:
-            tracks.append(Track({frame: faces.boxes[number]}, {frame: faces.points[number]}))
-    return tracks
