@@ -154,9 +154,13 @@ def _read(stream: BinaryIO, suffix: str) -> Any:
     import torch
 
     if suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        return load(stream.read())
+        try:
+            return load(stream.read())
+        except SafetensorError as error:
+            raise ValueError(error) from None
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
             names = [info for info in archive.infolist() if not info.is_dir()]
