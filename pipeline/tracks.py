@@ -26,7 +26,7 @@ class Track:
 
     @property
     def last(self) -> int:
-        return max(self.boxes)
+        return next(reversed(self.boxes))  # entered in order
 
 
 def join_tracks(found: list[Detections], overlap: float, max_gap: int) -> list[Track]:

@@ -73,6 +73,10 @@ class Faces(Stage[FacesConfig]):
 
         self._detector = RetinaFace(self.config.score, self.config.overlap, self.config.long_side)
 
+    def detect(self, frames: Sequence[np.ndarray]) -> list[Detections]:
+        """Faces of each RGB frame, uint8 [H, W, 3], all of one size; after `setup`."""
+        return self._detector.detect(frames)
+
     def run(self, item: Item) -> Fields:
         """Track and crops of one clip.
 
