@@ -158,6 +158,15 @@ def load_codebook(path: Path) -> Floats:
         raise UserError(f"centroids {path}: cannot be read ({error.strerror})") from None
     except (ValueError, EOFError, MemoryError) as error:
         raise UserError(f"centroids {path}: not a plain npy file ({' '.join(str(error).split())})") from None
+    return check_centroids(centroids, path)
+
+
+def check_centroids(centroids: NDArray[Any], path: Path) -> Floats:
+    """Centroids from `path`, contiguous.
+
+    Raises:
+        UserError: not float32 [K, D] with K up to 32767, or values that are not finite.
+    """
     if centroids.dtype != np.float32 or centroids.ndim != 2 or not 0 < len(centroids) <= np.iinfo(np.int16).max:
         raise UserError(
             f"centroids {path}: expected float32 [K, D] with K up to 32767, found {centroids.dtype} {centroids.shape}"
