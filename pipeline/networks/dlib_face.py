@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards.errors import UserError
 
@@ -75,10 +76,10 @@ class IdentityNetwork:
 
         self._network = dlib.face_recognition_model_v1(str(identity_file()))
 
-    def embed(self, face: np.ndarray) -> np.ndarray:
-        """Embedding of an aligned RGB crop, uint8 [112, 112, 3]: float32 [128], unit length."""
+    def embed(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embeddings of aligned RGB crops [n, 112, 112, 3]: float32 [n, 128], unit length."""
         from pipeline.align import warp
 
-        chip = np.ascontiguousarray(warp(face, _CHIP, CHIP_SIZE))
-        vector = np.array(self._network.compute_face_descriptor(chip), np.float32)
-        return vector / np.linalg.norm(vector)
+        chips = [np.ascontiguousarray(warp(face, _CHIP, CHIP_SIZE)) for face in faces]
+        vectors = np.array([self._network.compute_face_descriptor(chip) for chip in chips], np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
