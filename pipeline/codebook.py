@@ -23,6 +23,7 @@ from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import Codebook, Manifest, split_of
+from shards.mel import from_pcm
 from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
 from shards.storage import Conflict
@@ -92,13 +93,14 @@ def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig) -> b
     clips = _sample([(column, key) for column in columns for key in column.clips], 4 * config.fit_frames)
     with Progress("fit units", len(clips), "clips") as progress:
 
-        def sounds() -> Iterator[np.ndarray]:
+        def frames() -> Iterator[np.ndarray]:
             for column, key in clips:
                 members = next(read_members(dataset, column, [key], ("wav",)))
-                yield decode(FIELDS["wav"], members["wav"], column.clips[key].frames)
+                wav = decode(FIELDS["wav"], members["wav"], column.clips[key].frames)
+                yield encoder.states(from_pcm(wav), config.layer)[config.layer]
                 progress.advance()
 
-        features = sample_features(sounds(), encoder, config.layer, config.fit_frames, config.seed)
+        features = sample_features(frames(), config.fit_frames, config.seed)
         centroids = fit_codebook(features, config.clusters, config.seed)
         report = describe_codebook(features, centroids)
         progress.note(

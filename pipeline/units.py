@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.mel import from_pcm
-
-if TYPE_CHECKING:
-    from pipeline.networks.whisper import WhisperEncoder
+from shards.storage import open_store
 
 Floats = NDArray[np.float32]
 
@@ -46,17 +44,14 @@ class CodebookReport:
     perplexity: float
 
 
-def sample_features(
-    wavs: Iterable[NDArray[np.int16]], encoder: WhisperEncoder, layer: int, max_frames: int, seed: int = SEED
-) -> Floats:
-    """A uniform random sample of the frames of `wavs`: float32 [at most max_frames, D], in the order of the sound.
+def sample_features(clips: Iterable[Floats], max_frames: int, seed: int = SEED) -> Floats:
+    """A uniform random sample of the frames of `clips`: float32 [at most max_frames, D], in the order given.
 
-    Every clip is encoded, one at a time; memory stays at twice the sample. Each frame draws a number and the smallest
+    One clip is taken at a time; memory stays at twice the sample. Each frame draws a number and the smallest
     `max_frames` stay, so the sample depends on the clips, their order and the seed alone.
 
     Args:
-        wavs: int16 [640F] each.
-        layer: which block's output (1-based).
+        clips: features, float32 [T, D] each.
 
     Raises:
         UserError: no clip at all.
@@ -65,11 +60,10 @@ def sample_features(
     draws: list[NDArray[np.float64]] = []
     features: list[Floats] = []
     held = 0
-    for wav in wavs:
-        states = encoder.states(from_pcm(wav), layer)[layer]
-        draws.append(rng.random(len(states)))
-        features.append(states)
-        held += len(states)
+    for clip in clips:
+        draws.append(rng.random(len(clip)))
+        features.append(clip)
+        held += len(clip)
         if held > 2 * max_frames:
             draws, features = _smallest(draws, features, max_frames)
             held = max_frames
@@ -143,6 +137,13 @@ def describe_codebook(features: Floats, centroids: Floats) -> CodebookReport:
 def save_codebook(stream: IO[bytes], centroids: Floats) -> None:
     """Write centroids as npy, float32 [K, D]."""
     np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
+
+
+def write_codebook(path: Path, centroids: Floats) -> None:
+    """Write centroids to a file, npy, float32 [K, D]; the file is whole or not there."""
+    buffer = BytesIO()
+    save_codebook(buffer, centroids)
+    open_store(str(path.absolute().parent)).write(path.name, buffer.getvalue())
 
 
 def load_codebook(path: Path) -> Floats:
