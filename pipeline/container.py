@@ -23,14 +23,26 @@ from av.stream import Disposition
 from pipeline.stage import Reason, Reject
 from shards.storage import is_remote, local_path, open_uri
 
-FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv,ogg,asf,wav"
-"""Demuxers that may run: containers that hold their streams in themselves."""
+FORMATS = ",".join(
+    (
+        # Containers of picture and sound. mov is also mp4, 3gp and f4v; matroska webm; mpeg vob; mpegts m2ts; asf wmv.
+        "mov,matroska,avi,mpeg,mpegts,flv,live_flv,kux,ogg,asf,asf_o,mxf,gxf,lxf,dv,rm,ivr,wtv,ty,pva,nut,nuv,nsv,swf",
+        "dhav,amv,smjpeg,cine,r3d,wav",
+        # Streams without a container, and moving images.
+        "mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,mpjpeg,dnxhd,yuv4mpegpipe",
+        "gif,apng",
+    )
+)
+"""Demuxers that may run: those that hold their streams in themselves. Left out: what names other files or addresses
+(playlists, image sequences, session descriptions), devices, games' own formats, and what takes any bytes for its."""
 INDEXED = ("mov", "matroska")
 """Demuxers whose seek lands on a key frame by an index, so that a seek never changes what is decoded."""
 MAX_PIXELS = 7680 * 4320
 """Largest picture decoded: 100 MB as RGB. A header may claim more than any memory holds."""
 MAX_FETCH = 128 << 20
 """Objects in a bucket up to this size are fetched whole before they are decoded."""
+MAX_JUMP = 10
+"""Seconds between timestamps of neighbours beyond which the clock of a file is taken as broken."""
 _MAX_MISSING = Fraction(1, 4)
 """Seconds, plus 2 % of the length, that a stream may end before its header says."""
 
@@ -86,7 +98,7 @@ def open_container(uri: str) -> Iterator[InputContainer]:
             raise Reject(
                 Reason.UNREADABLE,
                 f"{uri}: no readable media file ({detail(error)}); expected mp4, mov, mkv, webm, avi, mpeg, ts, "
-                "flv or ogg, complete with its index",
+                "mxf, wmv, flv, ogg or another video container, complete with its index",
             ) from None
         with container:
             yield container
@@ -160,9 +172,13 @@ def decode_stream(container: Any, stream: Any, uri: str, what: str) -> Iterator[
     """
     at: Fraction | None = None
     packets = container.demux(stream)
+    made_up = container.format.name == "avi"  # it stores no times of display: the demuxer's are guesses
     while True:
         try:
-            frames = next(packets).decode()
+            packet = next(packets)
+            if made_up:
+                packet.pts = packet.dts
+            frames = packet.decode()
         except StopIteration:
             return
         except (av.FFmpegError, ValueError) as error:

@@ -211,12 +211,13 @@ def test_early_sound_is_cut(tmp_path: Path) -> None:
 
 
 def test_stereo_is_the_plain_mean_and_rates_are_converted(tmp_path: Path) -> None:
-    left, right = tone(1.0, 44_100), np.zeros(44_100)
+    left, right = tone(1.0, 44_100), -0.5 * tone(1.0, 44_100)[::-1]
     path = write(tmp_path / "a.mkv", range(0, 1000, 40), np.stack([left, right], 1), rate=44_100)
     sound = decode_audio(str(path))
     assert sound.dtype == np.float32
     assert len(sound) == pytest.approx(16_000, abs=20)
-    np.testing.assert_allclose(sound[200:15_800], tone(1.0)[200:15_800] / 2, atol=2e-3)
+    expected = (tone(1.0) - 0.5 * np.sin(2 * np.pi * 440 * (1 - 1 / 44_100 - np.arange(16_000) / 16_000)) / 2) / 2
+    np.testing.assert_allclose(sound[200:15_800], expected[200:15_800], atol=2e-3)
 
 
 def test_no_sound(tmp_path: Path) -> None:

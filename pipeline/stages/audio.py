@@ -33,7 +33,7 @@ class Audio(Stage[AudioConfig]):
     """Writes `wav`, int16 [640F] at the source's own level. Never stretches: real recordings run a packet long."""
 
     name: ClassVar[str] = "audio"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     writes: ClassVar[tuple[str, ...]] = ("wav",)
     media: ClassVar[bool] = True
 
