@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import http.client
 import pickle
+import struct
 import urllib.error
 import urllib.request
 import zipfile
@@ -137,7 +138,15 @@ def load_tensors(path: Path, what: str, inside: tuple[str, ...] = ("state_dict",
             tree = _read(stream, path.suffix)
     except OSError as error:
         raise UserError(f"{what} {path}: cannot be read ({error.strerror or error})") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         words = " ".join(str(error).split())[:200]
         raise UserError(f"{what} {path}: damaged, or no file of plain tensors ({words}); fetch it again") from None
     if isinstance(tree, dict):
