@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -135,7 +136,4 @@ def decode(found: Survivors, batch: tuple[int, ...], frame: tuple[int, ...], ove
     kept = suppress(boxes, overlap, frames)
     boxes, scores, points = boxes[kept] * np.tile(factor, 2), scores[kept], points[kept] * factor
     ends = np.searchsorted(frames[kept], np.arange(batch[0] + 1))
-    return [
-        Faces(boxes[start:end], scores[start:end], points[start:end])
-        for start, end in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [Faces(boxes[start:end], scores[start:end], points[start:end]) for start, end in pairwise(ends)]
