@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.container import MAX_JUMP, check_length
-from pipeline.frames import TOLERANCE, decoded_frames, packet_times
 from pipeline.pixels import Coded, Painter, Timed, progressive
 from pipeline.sound import decode_audio
 from pipeline.stage import Reason, Reject
+from pipeline.timeline import TOLERANCE, decoded_frames, packet_times
 from shards.schema import VIDEO_RATE
 
 __all__ = ["count_frames", "decode_audio", "decode_video"]

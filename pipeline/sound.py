@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.container import INDEXED, MAX_JUMP, check_length, decode_stream, header_length, open_container
-from pipeline.frames import PREROLL, first_time
 from pipeline.stage import Reason, Reject
+from pipeline.timeline import PREROLL, first_time
 from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
 SILENT = 30.0
