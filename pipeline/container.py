@@ -139,8 +139,18 @@ def header_length(container: InputContainer, stream: av.VideoStream | av.AudioSt
     if stream.duration and stream.duration > 0 and stream.time_base:
         told.append(stream.duration * stream.time_base)
     if stream.type == "video" and container.duration and container.duration > 0:
-        told.append(Fraction(container.duration, av.time_base))
+        told.append(Fraction(container.duration, av.time_base) - _late(container, stream))
     return min(told) if told else None
+
+
+def _late(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction:
+    """Seconds by which a stream begins after what the container's length is counted from."""
+    if stream.start_time is None or stream.time_base is None:
+        return Fraction(0)
+    # Matroska counts from zero, the others from their first stream.
+    matroska = container.format.name.startswith("matroska")
+    origin = Fraction(0) if matroska else Fraction(container.start_time or 0, av.time_base)
+    return max(stream.start_time * stream.time_base - origin, Fraction(0))
 
 
 def check_length(uri: str, what: str, have: Fraction, promised: Fraction | None, source: str) -> None:
