@@ -30,6 +30,9 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="where the dataset lies or will lie; path, s3:// or gs://")
     parser.add_argument("--profile", choices=["offline"], help="which networks the stages run (default: offline)")
     parser.add_argument("--layout", choices=["auto", "folder", "lrs3", "lrs2", "table"], help="how to read the source")
+    parser.add_argument(
+        "--segment", action="store_true", help="cut recordings into clips at shot changes and where faces come and go"
+    )
     parser.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster instead of starting Ray here")
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="run this stage alone; repeatable")
     parser.add_argument(
@@ -50,7 +53,12 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
 
 def build_overrides(args: argparse.Namespace) -> list[str]:
     """`--set` and the options that stand for a key."""
-    named = (("profile", args.profile), ("source.layout", args.layout), ("run.ray_address", args.ray_address))
+    named = (
+        ("profile", args.profile),
+        ("source.layout", args.layout),
+        ("segment.enabled", "true" if args.segment else None),
+        ("run.ray_address", args.ray_address),
+    )
     return [*args.set, *(f"{key}={value}" for key, value in named if value is not None)]
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     packs = to_pack(plan)
     refused = int(bool(there.gone) and not args.drop_missing)
     if args.json:
-        print(json.dumps(_tree(plan, packs, cost, there.gone)))
+        print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost, there.gone)}))
         return refused
     for note in there.notes:
         print(note)
@@ -44,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
         print(some if args.drop_missing else f"{some}; build needs --drop-missing")
     _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
-    if not runs and not packs:
+    if not runs and not packs and not there.scans:
         print("nothing to do" if plan.left() else "nothing to do: every column and shard is there already")
         return refused
-    print(f"to do: {runs} stage shards, {_shards(len(packs))} to pack")
+    first = f"{len(there.scans)} recordings to look through, then " if there.scans else ""
+    print(f"to do: {first}{runs} stage shards, {_shards(len(packs))} to pack")
     _print_cost(cost)
     return refused
 

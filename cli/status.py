@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_dict()))
         return 0
-    print(f"{found.dataset}: profile {found.profile}, from {found.source}")
+    cut = ", cut into segments" if found.segmented else ""
+    print(f"{found.dataset}: profile {found.profile}, from {found.source}{cut}")
     print(f"  {'split':<10}{'clips':>8}{'hours':>9}{'quarantine':>12}{'pending':>9}{'shards':>8}{'size':>11}")
     for split, row in found.splits.items():
         print(

@@ -10,9 +10,11 @@ from pipeline.codebook import fit, usable_codebook
 from pipeline.columns import load_column
 from pipeline.commit import commit_build, commit_clips
 from pipeline.config import BuildConfig
+from pipeline.digests import Known, known_digests
 from pipeline.fingerprint import recipe_key, recipe_of
 from pipeline.pack import PackTask
 from pipeline.plan import Plan, make_plan
+from pipeline.recordings import Scan
 from pipeline.registry import STAGES, make_stage
 from pipeline.selection import Selection
 from pipeline.stage import Reason
@@ -34,6 +36,7 @@ class Summary:
     """What a build did.
 
     Attributes:
+        scanned: recordings looked through for segments.
         tasks: columns computed; `kept` those that were there before.
         packed: packed shards written; `shards` all that the dataset has.
         pending: clips of shards that lack a column.
@@ -45,6 +48,7 @@ class Summary:
     dataset: str
     clips: int
     seconds: float
+    scanned: int
     tasks: int
     kept: int
     packed: int
@@ -77,12 +81,18 @@ def build(
             that failed for good.
     """
     selection = selection or Selection()
+    known: Known = {}
+    scans: dict[str, Scan] = {}
     for _ in range(ROUNDS):
-        there = survey(source, uri, wanted)
+        there = survey(source, uri, wanted, known, scans)
         _refuse_losses(there, selection, drop_missing)
+        if there.scans:
+            known = {**known, **known_digests(there.recordings)}
+            scans |= _scan(there)
+            continue
         selection.pick_shards(list(there.shards))  # a wrong one is said before anything is done
         try:
-            return _build(commit_clips(there), selection)
+            return _build(commit_clips(there), selection, len(scans))
         except Conflict:
             continue
     raise UserError(f"{uri}: other builds keep committing to this dataset; what is done is kept, build again")
@@ -108,7 +118,15 @@ def stage_recipes(there: Survey, book: Codebook | None) -> dict[str, Recipe | No
     }
 
 
-def _build(there: Survey, selection: Selection) -> Summary:
+def _scan(there: Survey) -> dict[str, Scan]:
+    """What is in the recordings that nobody looked through yet, by task."""
+    recordings = {name: [recording] for name, (_, recording) in there.scans.items()}
+    with Crew(there.dataset, there.config, recordings) as crew:
+        crew.run([task for task, _ in there.scans.values()], None)
+    return crew.scans
+
+
+def _build(there: Survey, selection: Selection, scanned: int) -> Summary:
     dataset, manifest, config = there.dataset, there.manifest, there.config
     book = usable_codebook(dataset, manifest, config)
     recipes = stage_recipes(there, book)
@@ -139,7 +157,7 @@ def _build(there: Survey, selection: Selection) -> Summary:
     book = book or (manifest.codebook if manifest else None)
     after, changed = commit_build(there, plan, recipes, crew.columns, crew.packed, book)
     kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())
-    return _summary(there, after, plan, crew, kept + len(tasks), changed, notes)
+    return _summary(there, after, plan, crew, scanned, kept + len(tasks), changed, notes)
 
 
 def _plan(
@@ -200,7 +218,14 @@ def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], l
 
 
 def _summary(
-    there: Survey, manifest: Manifest, plan: Plan, crew: Crew, known: int, changed: bool, notes: list[str]
+    there: Survey,
+    manifest: Manifest,
+    plan: Plan,
+    crew: Crew,
+    scanned: int,
+    known: int,
+    changed: bool,
+    notes: list[str],
 ) -> Summary:
     notes = [*there.notes, *notes]
     for stage, reasons in plan.left().items():
@@ -220,6 +245,7 @@ def _summary(
         dataset=there.dataset.uri,
         clips=sum(pack.clips for pack in packs.values()),
         seconds=sum(pack.frames for pack in packs.values()) / VIDEO_RATE,
+        scanned=scanned,
         tasks=crew.ran,
         kept=max(0, known - crew.ran),
         packed=crew.packs,

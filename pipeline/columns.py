@@ -125,7 +125,7 @@ def build_column(
     A value that breaks the schema refuses its clip as a fault; the other clips go on.
     """
     begin = time.perf_counter()
-    refused: list[Refused] = []
+    refused = [Refused(key=clip.key, **asdict(clip.refused)) for clip in clips if clip.refused and stage.media]
     frames: dict[str, int] = {}
     widths: dict[str, int] = {}
 
@@ -188,7 +188,7 @@ def read_members(
 
 
 def _items(dataset: Dataset, stage: Stage[Any], clips: Sequence[Clip], reads: Sequence[Column]) -> Iterator[Item]:
-    alive = [clip for clip in clips if all(clip.key in column.clips for column in reads)]
+    alive = [clip for clip in clips if not clip.refused and all(clip.key in column.clips for column in reads)]
     keys = [clip.key for clip in alive]
     streams = [
         read_members(dataset, column, keys, [name for name in stage.reads if FIELDS[name].stage == column.task.stage])

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.segment import SegmentConfig
 from pipeline.sources import SourceConfig
 from pipeline.stages.audio import AudioConfig
 from pipeline.stages.energy import EnergyConfig
@@ -68,6 +69,7 @@ class BuildConfig(Config):
 
     profile: Profile = "offline"
     source: SourceConfig = SourceConfig()
+    segment: SegmentConfig = SegmentConfig()
     pack: PackConfig = PackConfig()
     run: RunConfig = RunConfig()
     faces: FacesConfig = FacesConfig()

@@ -15,8 +15,8 @@ Known = Mapping[tuple[str, int, str], str]
 """(uri, size, stamp) -> digest."""
 
 
-def known_digests(rows: Iterable[ClipRow]) -> Known:
-    """What a clip table says of the media that it was made from."""
+def known_digests(rows: Iterable[ClipRow | Clip]) -> Known:
+    """What a clip table, or a source that was read before, says of its media."""
     return {(row.uri, row.bytes, row.stamp): row.digest for row in rows if row.digest}
 
 

@@ -58,7 +58,12 @@ def fingerprint(stage: str, recipe: Recipe, reads: Mapping[str, str], media: str
 
 def media_digest(clips: Sequence[Clip]) -> str:
     """Hash of the content and cut of a shard's clips."""
-    return _hash([(clip.key, clip.digest, clip.start, clip.end) for clip in clips])
+    return _hash([(clip.key, clip.digest, clip.start, clip.end, *_refusal(clip)) for clip in clips])
+
+
+def _refusal(clip: Clip) -> tuple[str, ...]:
+    """Reason and words without the path, for a clip that was refused before any stage."""
+    return (clip.refused.reason.value, clip.refused.message.replace(clip.uri, "")) if clip.refused else ()
 
 
 def pack_inputs(columns: Mapping[str, str], fields: Sequence[str], clips: Sequence[Clip]) -> str:

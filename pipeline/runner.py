@@ -15,8 +15,10 @@ from typing import Any
 from pipeline.columns import Task
 from pipeline.config import RunConfig
 from pipeline.pack import PackTask
+from pipeline.recordings import SegmentTask
 from pipeline.registry import STAGES
 from pipeline.stage import Clip, Resources
+from pipeline.stages.faces import Faces
 from pipeline.worker import WORKER_ENV, Done, Worker
 from shards.errors import UserError
 from shards.signals import check_signals
@@ -33,8 +35,8 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "3")
 import ray
 import ray.exceptions
 
-Work = Task | PackTask
-_RESOURCES = {"pack": Resources(), **{kind.name: kind.resources for kind in STAGES}}
+Work = Task | PackTask | SegmentTask
+_RESOURCES = {"pack": Resources(), "segment": Faces.resources, **{kind.name: kind.resources for kind in STAGES}}
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     if not clips:
         raise UserError(f"source {uri}: no clips found (layout {layout}; media endings {' '.join(sorted(MEDIA))})")
     clips = _hold_out(clips, config.valid_ids)
-    _refuse_duplicates(clips)
+    refuse_duplicates(clips)
     clips.sort(key=lambda clip: clip.key)
     objects = {tree.uri(name): found for name, found in tree.objects.items()}
     return Source(with_digests(clips, objects, known or {}), layout, notes)
@@ -231,7 +231,8 @@ def _hold_out(clips: list[Clip], listing: Path | None) -> list[Clip]:
     return [replace(clip, split="valid") if clip.key in ids else clip for clip in clips]
 
 
-def _refuse_duplicates(clips: list[Clip]) -> None:
+def refuse_duplicates(clips: list[Clip]) -> None:
+    """Raises UserError: two clips share a key."""
     seen: dict[str, str] = {}
     for clip in clips:
         if clip.key in seen:

@@ -72,6 +72,7 @@ class Clip:
         split: `train`, `valid`, `test` or another word.
         start, end: seconds inside the media; None for its beginning and end.
         bytes, stamp: size and stamp of the media when the digest was taken.
+        refused: why it cannot be used, where that is known before any stage.
     """
 
     key: str
@@ -84,6 +85,7 @@ class Clip:
     end: float | None = None
     bytes: int = 0
     stamp: str = ""
+    refused: Rejection | None = None
 
 
 @dataclass(frozen=True)

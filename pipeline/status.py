@@ -28,6 +28,7 @@ class Status:
 
     Attributes:
         quarantined: reason code -> clips.
+        segmented: whether the source's recordings are cut into clips.
         columns, column_bytes: current columns.
         mixed: stage -> number of recipes, where shards were not all made in one way.
         behind: stage -> shards in which it follows from columns that were made anew since.
@@ -36,6 +37,7 @@ class Status:
     dataset: str
     profile: str
     source: str
+    segmented: bool
     splits: dict[str, SplitStatus]
     quarantined: dict[str, int]
     columns: int
@@ -62,6 +64,7 @@ def status(uri: str) -> Status:
         dataset=uri,
         profile=manifest.profile,
         source=manifest.source,
+        segmented=manifest.config.get("segment", {}).get("enabled", False),
         splits=_splits(manifest),
         quarantined=dict(sorted(reasons.items())),
         columns=len(refs),

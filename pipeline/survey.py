@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.assign import assign_shards
 from pipeline.config import BuildConfig
-from pipeline.digests import known_digests
+from pipeline.digests import Known, known_digests
+from pipeline.recordings import Cut, Scan, SegmentTask, cut_recordings
 from pipeline.sources import list_clips
 from pipeline.stage import Clip
 from shards.config import load_config
@@ -48,6 +50,8 @@ class Survey:
         shards: shard -> clips of the source, ordered by key.
         gone: keys in the dataset that the source no longer has, or whose media it can no longer read.
         sizes: name -> size of every stored object.
+        recordings: what the source has, with digests; its clips, unless these are cut from it.
+        scans: name -> task and recording, for what has to be looked through before its clips are known.
         notes: lines for the user.
     """
 
@@ -60,15 +64,25 @@ class Survey:
     shards: dict[str, list[Clip]]
     gone: list[str]
     sizes: dict[str, int]
+    recordings: list[Clip]
+    scans: dict[str, tuple[SegmentTask, Clip]]
     notes: list[str] = field(default_factory=list)
 
 
-def survey(source: str | None, uri: str, wanted: BuildConfig | Wanted) -> Survey:
+def survey(
+    source: str | None,
+    uri: str,
+    wanted: BuildConfig | Wanted,
+    known: Known | None = None,
+    failed: Mapping[str, Scan] | None = None,
+) -> Survey:
     """Look at the dataset at `uri` and at its source; nothing is written.
 
     Args:
         source: where the clips are; None for where the dataset's last build found them.
         wanted: settings, whole or as the user gives them.
+        known: digests of media that need not be read again, besides those in the dataset.
+        failed: what was found in recordings and is not stored, by task.
 
     Raises:
         UserError: unusable source, a dataset of another profile or schema, a folder that holds something else.
@@ -90,16 +104,30 @@ def survey(source: str | None, uri: str, wanted: BuildConfig | Wanted) -> Survey
             raise UserError(f"{uri}: no dataset here ({MANIFEST} is missing); name a source: f2v build SOURCE {uri}")
         source = manifest.source
     rows = dataset.clips(manifest) if manifest else []
-    found = list_clips(source, config.source, known_digests(rows))
-    shards = assign_shards(found.clips, config.pack.shard_clips, rows)
+    found = list_clips(source, config.source, {**known_digests(rows), **(known or {})})
+    cut = Cut(found.clips, {}, [])
+    if config.segment.enabled:
+        cut = cut_recordings(dataset, found.clips, config, sizes, failed or {})
+    shards = assign_shards(cut.clips, config.pack.shard_clips, rows)
     # What could be read when it was built and cannot now is as good as gone: a mount may be missing.
-    digests = {clip.key: clip.digest for clip in found.clips}
-    gone = sorted(row.key for row in rows if row.key not in digests or (row.digest and not digests[row.key]))
+    digests = {clip.key: clip.digest for clip in cut.clips}
+    waiting = {clip.uri for clip in cut.waiting}
+    whole = {clip.key for clip in found.clips if clip.digest}
+
+    def follows(row: ClipRow) -> bool:
+        # Its recording is looked through first; or the recording was refused as a whole and now has segments.
+        return row.uri in waiting or (row.state != "packed" and row.key in whole and config.segment.enabled)
+
+    gone = sorted(
+        row.key
+        for row in rows
+        if (row.key not in digests or (row.digest and not digests[row.key])) and not follows(row)
+    )
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
-    notes = [f"source layout: {found.layout}", *found.notes]
+    notes = [f"source layout: {found.layout}", *found.notes, *cut.notes]
     unreadable = [clip.uri for clip in found.clips if not clip.digest]
     if unreadable:
         notes.append(f"media of {len(unreadable)} clips cannot be read, e.g. {unreadable[0]}")
     if manifest and manifest.config["pack"]["shard_clips"] != config.pack.shard_clips:
         notes.append("pack.shard_clips counts for new shards; clips stay in the shard that they are in")
-    return Survey(dataset, manifest, version, rows, config, where, shards, gone, sizes, notes)
+    return Survey(dataset, manifest, version, rows, config, where, shards, gone, sizes, found.clips, cut.scans, notes)

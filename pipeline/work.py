@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.columns import Task
 from pipeline.config import BuildConfig
 from pipeline.pack import Packed, PackTask
+from pipeline.recordings import Scan, SegmentTask
 from pipeline.stage import Clip
 from shards.dataset import Dataset
 from shards.manifest import ColumnRef
@@ -26,6 +27,7 @@ class Crew:
     Attributes:
         columns: (stage, shard) -> column.
         packed: shard -> record.
+        scans: task -> what was found in a recording.
         ran, packs: columns and packed shards that were computed, not found.
     """
 
@@ -35,9 +37,10 @@ class Crew:
         self._runner: Runner | None = None
         self.columns: dict[tuple[str, str], ColumnRef] = {}
         self.packed: dict[str, Packed] = {}
+        self.scans: dict[str, Scan] = {}
         self.ran = self.packs = 0
 
-    def run(self, tasks: Sequence[Task | PackTask], codebook: str | None) -> None:
+    def run(self, tasks: Sequence[Task | PackTask | SegmentTask], codebook: str | None) -> None:
         """Run tasks with the dataset's own centroids, by object name.
 
         Raises:
@@ -53,16 +56,21 @@ class Crew:
             self._runner = Runner(arguments, self._shards, self._config.run.retries)
             self._stack.callback(self._runner.close)
         total = sum(len(self._shards[task.shard]) for task in tasks)
-        with Progress("build", total, "clip stages") as progress:
+        scans = all(isinstance(task, SegmentTask) for task in tasks)
+        with Progress(*(("segment", total, "recordings") if scans else ("build", total, "clip stages"))) as progress:
 
-            def note(task: Task | PackTask, done: Done) -> None:
-                if isinstance(done.result, Packed):
+            def note(task: Task | PackTask | SegmentTask, done: Done) -> None:
+                if isinstance(done.result, Scan):
+                    self.scans[task.shard] = done.result
+                elif isinstance(done.result, Packed):
                     self.packed[task.shard] = done.result
                     self.packs += done.ran and done.result.packed is not None
                 else:
                     self.columns[task.stage, task.shard] = done.result
                     self.ran += done.ran
-                progress.advance(len(self._shards[task.shard]), f"{task.stage} {task.shard}")
+                clips = self._shards[task.shard]
+                what = clips[0].key if scans else f"{task.stage} {task.shard}"
+                progress.advance(len(clips), what)
 
             self._runner.execute(tasks, codebook, note)
 

@@ -11,12 +11,15 @@ from pipeline.columns import Column, Task, build_column, load_column
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key, recipe_of
 from pipeline.pack import Packed, PackTask, load_packed, pack_shard
+from pipeline.recordings import Scan, SegmentTask, make_faces, scan_recipe, scan_recording
+from pipeline.records import load_record
 from pipeline.registry import KINDS, make_stage
 from pipeline.stage import Clip, Resources, Stage
+from pipeline.stages.faces import Faces
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.local_store import local_copy
-from shards.manifest import ColumnRef, difference
+from shards.manifest import ColumnRef, Recipe, difference
 
 # BLAS, OpenMP and friends read these when they load; the workers' own share is one thread each.
 WORKER_ENV = {
@@ -30,9 +33,9 @@ WORKER_ENV = {
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a task: a column or a packed shard, and whether it was computed now or found."""
+    """What came of a task: a column, a packed shard or what is in a recording; and whether it was computed or found."""
 
-    result: ColumnRef | Packed
+    result: ColumnRef | Packed | Scan
     ran: bool
 
 
@@ -50,13 +53,17 @@ class Worker:
         self._dataset = Dataset(uri)
         self._config = config
         self._stages: dict[str, Stage[Any]] = {}
+        self._detector: Faces | None = None
 
-    def run(self, task: Task | PackTask, clips: list[Clip], codebook: str | None) -> Done:
-        """Do a task for the clips of its shard, unless its result is there already.
+    def run(self, task: Task | PackTask | SegmentTask, clips: list[Clip], codebook: str | None) -> Done:
+        """Do a task for the clips of its shard (or for one recording), unless its result is there already.
 
         Args:
             codebook: object name of the dataset's own centroids, where the configuration names none.
         """
+        if isinstance(task, SegmentTask):
+            scan = load_record(self._dataset, Scan, f"{task.shard}.json")
+            return Done(scan or self._scan(task, clips[0]), scan is None)
         if isinstance(task, PackTask):
             packed = load_packed(self._dataset, task.shard, task.inputs)
             return Done(packed or pack_shard(self._dataset, task, self._columns(task), clips), packed is None)
@@ -65,6 +72,15 @@ class Worker:
         if column is None:
             column = build_column(self._dataset, self._stage(task, codebook), task, clips, self._columns(task))
         return Done(column.ref(recipe_key(task.recipe)), ran)
+
+    def _scan(self, task: SegmentTask, recording: Clip) -> Scan:
+        if self._detector is None:
+            faces = make_faces(self._config)
+            _check(task.stage, task.recipe, scan_recipe(faces, self._config))
+            faces.setup()
+            pin_threads(self._threads)
+            self._detector = faces
+        return scan_recording(self._dataset, task, recording, self._config, self._detector.detect)
 
     def _columns(self, task: Task | PackTask) -> list[Column]:
         found = []
@@ -80,17 +96,20 @@ class Worker:
         if name not in self._stages:
             centroids = local_copy(self._dataset.store, codebook) if codebook else None
             stage = make_stage(KINDS[name], self._config, centroids)
-            other = recipe_of(stage)
-            if other != task.recipe:
-                words = "; ".join(difference(task.recipe, other)) or "settings differ"
-                raise UserError(
-                    f"stage {name}: the worker on {socket.gethostname()} is not what the build was planned with "
-                    f"({words}); install the same package and network files on every node"
-                )
+            _check(name, task.recipe, recipe_of(stage))
             stage.setup()
             pin_threads(self._threads)
             self._stages[name] = stage
         return self._stages[name]
+
+
+def _check(stage: str, planned: Recipe, here: Recipe) -> None:
+    if here != planned:
+        words = "; ".join(difference(planned, here)) or "settings differ"
+        raise UserError(
+            f"stage {stage}: the worker on {socket.gethostname()} is not what the build was planned with "
+            f"({words}); install the same package and network files on every node"
+        )
 
 
 def pin_threads(count: int) -> None:

@@ -14,6 +14,8 @@ QUARANTINE = "quarantine.parquet"
 INDEX = "train/index.json"
 HISTORY = "manifests/"
 """Copies of manifests that were replaced; the time of a copy says when."""
+SEGMENTS = "segments/"
+"""What was found in recordings that are cut into clips. Every build reads these, so they are kept."""
 COPIES = (CLIPS, QUARANTINE, INDEX)
 """Copies of the current tables for people and other programs, made after each commit."""
 
@@ -24,6 +26,7 @@ OWN = re.compile(
     r"|tables/(clips|quarantine)-[0-9a-f]{12}\.parquet"
     r"|manifests/[0-9a-f]{12}\.json"
     r"|codebooks/units-[0-9a-f]{16}\.npy"
+    r"|segments/[0-9a-f]{16}-[0-9a-f]{16}\.json"
     r"|dataset\.json|clips\.parquet|quarantine\.parquet|train/index\.json|\.lock|\.writing-[0-9A-Za-z_]+"
 )
 """Names that a build gives; an object of another name is not ours to judge or to delete."""
@@ -241,6 +244,11 @@ def column_tar(stage: str, shard: str, fingerprint: str, sha256: str) -> str:
 def pack_record(shard: str, inputs: str) -> str:
     """Object name of the record of what became of a shard."""
     return f"packs/{shard}-{inputs}.json"
+
+
+def segments_record(media: str, recipe: str) -> str:
+    """Object name of what was found in a recording; `media` is the sha256 of its file."""
+    return f"{SEGMENTS}{media[:16]}-{recipe}.json"
 
 
 def split_of(shard: str) -> str:

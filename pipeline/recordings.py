@@ -1,0 +1,225 @@
+"""A source's recordings as clips: which were looked through, what was found, and what is left to look through."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pipeline.config import BuildConfig
+from pipeline.fingerprint import fingerprint, recipe_of
+from pipeline.records import Record, load_record, publish_record
+from pipeline.registry import make_stage
+from pipeline.segment import Detect, LeftOut, Rules, Segment, find_segments
+from pipeline.sources import refuse_duplicates
+from pipeline.stage import Clip, Reason, Reject, Rejection
+from pipeline.stages.faces import Faces
+from shards.config import Config
+from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.manifest import Recipe, segments_record
+from shards.schema import VIDEO_RATE
+from shards.storage import is_readable, is_remote
+
+VERSION = 1
+"""Raise it whenever the same recording may be cut otherwise."""
+_ELSEWHERE = {"min_coverage", "rival", "rival_share", "min_frames", "max_seconds"}
+"""Settings of the faces stage that say nothing about where a face is."""
+
+
+class SegmentTask(Config):
+    """One recording to be looked through.
+
+    Attributes:
+        shard: object name of the record, without ending.
+        media: sha256 of the recording's file.
+        mark: hash of the recipe and of the part of the file that is the recording.
+    """
+
+    shard: str
+    media: str
+    mark: str
+    recipe: Recipe
+    reads: dict[str, str] = {}
+    stage: Literal["segment"] = "segment"
+
+
+class Refusal(Config):
+    """Why a recording gives no clip, or not all of it does; `message` is without its path, which may change."""
+
+    reason: Reason
+    message: str
+    traceback: str = ""
+
+
+class Scan(Record):
+    """Record of what was found in a recording; see `pipeline.segment.Found`."""
+
+    task: SegmentTask
+    frames: int
+    cuts: list[float]
+    segments: list[Segment]
+    left_out: list[LeftOut]
+    refused: Refusal | None
+
+    @property
+    def name(self) -> str:
+        """Object name of the record."""
+        return segments_record(self.task.media, self.task.mark)
+
+    @property
+    def tar_size(self) -> None:
+        """It has no tar."""
+        return
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Clips of recordings.
+
+    Attributes:
+        clips: segments, and recordings without any, which are refused as a whole.
+        scans: name -> task and recording, for what has to be looked through first.
+        waiting: recordings whose clips follow from these.
+        notes: lines for the user.
+    """
+
+    clips: list[Clip]
+    scans: dict[str, tuple[SegmentTask, Clip]]
+    notes: list[str]
+    waiting: list[Clip] = field(default_factory=list)
+
+
+def scan_recipe(faces: Faces, config: BuildConfig) -> Recipe:
+    """What decides where recordings are cut: version, settings and the detector."""
+    recipe = recipe_of(faces)
+    settings = {key: value for key, value in recipe.settings.items() if key not in _ELSEWHERE}
+    segment = config.segment.model_dump(mode="json", exclude={"enabled"})
+    return Recipe(
+        version=VERSION, settings={"faces_version": faces.version, "faces": settings, **segment}, weights=recipe.weights
+    )
+
+
+def cut_recordings(
+    dataset: Dataset,
+    recordings: Sequence[Clip],
+    config: BuildConfig,
+    sizes: Mapping[str, int],
+    failed: Mapping[str, Scan],
+) -> Cut:
+    """The clips of recordings, as far as these have been looked through.
+
+    A segment has the recording's key with `-000`, `-001` ... after it, its split and its speaker. It has no text: what
+    is said in all of a recording is not said in a part.
+
+    Args:
+        recordings: with the digest of their media; one without is refused by the stages, as it cannot be read.
+        sizes: name -> size of every stored object.
+        failed: results that were not stored, by task.
+
+    Raises:
+        UserError: a record is damaged, or two clips share a key.
+    """
+    recipe = scan_recipe(make_faces(config), config)
+    tasks = {clip.key: _task(clip, recipe) for clip in recordings if clip.digest}
+    stored = sorted({task.shard for task in tasks.values() if f"{task.shard}.json" in sizes})
+    with ThreadPoolExecutor(32 if is_remote(dataset.uri) else 1) as pool:
+        found = pool.map(lambda name: load_record(dataset, Scan, f"{name}.json"), stored)
+        known = {name: scan for name, scan in zip(stored, found, strict=True) if scan} | dict(failed)
+    clips: list[Clip] = []
+    waiting: list[Clip] = []
+    scans: dict[str, tuple[SegmentTask, Clip]] = {}
+    seconds = 0.0
+    whole = broken = count = 0
+    for clip in recordings:
+        task = tasks.get(clip.key)
+        scan = known.get(task.shard) if task else None
+        if task and not scan:
+            # Copies of one file are looked through once.
+            scans.setdefault(task.shard, (task, clip))
+            waiting.append(clip)
+            continue
+        parts = _clips(clip, scan)
+        clips += parts
+        if scan:
+            count += len(scan.segments)
+            whole += scan.frames
+            seconds += sum(segment.end - segment.start for segment in scan.segments)
+            broken += bool(scan.segments and scan.refused)
+    clips.sort(key=lambda clip: clip.key)
+    refuse_duplicates(clips)
+    looked = len(recordings) - len(waiting)
+    notes = [f"{count} segments in {looked} recordings, {seconds:.1f} of {whole / VIDEO_RATE:.1f} s"] if looked else []
+    if broken:
+        notes.append(f"{broken} recordings break off; their segments before that are used")
+    if waiting:
+        notes.append(f"{len(waiting)} recordings are looked through first; what their clips take is not known yet")
+    return Cut(clips, scans, notes, waiting)
+
+
+def make_faces(config: BuildConfig) -> Faces:
+    """The faces stage, whose detector and joining rules decide."""
+    stage = make_stage(Faces, config, None)
+    assert isinstance(stage, Faces)
+    return stage
+
+
+def scan_recording(dataset: Dataset, task: SegmentTask, recording: Clip, config: BuildConfig, detect: Detect) -> Scan:
+    """Look through a recording and publish what was found.
+
+    An unforeseen error refuses the recording for this build and is not stored: the next build tries again.
+
+    Raises:
+        UserError: the media are no longer there.
+    """
+    rules = Rules(config.segment, config.faces.track_overlap, config.faces.max_gap)
+    try:
+        found = find_segments(recording, rules, detect)
+    except UserError:
+        raise
+    except Reject as reject:
+        if not is_readable(recording.uri):
+            raise UserError(f"{recording.uri}: cannot be read any more; restore it and build again") from None
+        refusal = _refusal(recording, reject)
+        scan = Scan(task=task, frames=0, cuts=[], segments=[], left_out=[], refused=refusal)
+        return publish_record(dataset, scan)
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        refusal = Refusal(reason=Reason.FAULT, message=words, traceback=traceback.format_exc())
+        return Scan(task=task, frames=0, cuts=[], segments=[], left_out=[], refused=refusal)
+    scan = Scan(
+        task=task,
+        frames=found.frames,
+        cuts=found.cuts,
+        segments=found.segments,
+        left_out=found.left_out,
+        refused=_refusal(recording, found.refused) if found.refused else None,
+    )
+    return publish_record(dataset, scan)
+
+
+def _task(clip: Clip, recipe: Recipe) -> SegmentTask:
+    part = "" if clip.start is None and clip.end is None else f"{clip.start} {clip.end}"
+    mark = fingerprint("segment", recipe, {}, f"{clip.digest} {part}", 1)
+    name = segments_record(clip.digest, mark).removesuffix(".json")
+    return SegmentTask(shard=name, media=clip.digest, mark=mark, recipe=recipe)
+
+
+def _refusal(recording: Clip, reject: Reject) -> Refusal:
+    return Refusal(reason=reject.reason, message=str(reject).replace(f"{recording.uri}: ", ""))
+
+
+def _clips(recording: Clip, scan: Scan | None) -> list[Clip]:
+    if scan is None:
+        return [recording]
+    if not scan.segments:
+        assert scan.refused, f"{scan.name}: neither segments nor a reason"
+        said = scan.refused
+        words = f"{recording.uri}: {said.message}"
+        return [replace(recording, refused=Rejection(said.reason, words, said.traceback))]
+    return [
+        replace(recording, key=f"{recording.key}-{number:03}", text="", start=segment.start, end=segment.end)
+        for number, segment in enumerate(scan.segments)
+    ]
