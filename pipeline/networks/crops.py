@@ -12,8 +12,8 @@ from torch import Tensor
 from pipeline.networks.device import Precision
 from shards.schema import FACE_SIZE
 
-BATCH = {"cpu": 16, "cuda": 256}
-"""Crops per call: more than 16 gain nothing on a processor and leave its caches; a GPU wants many."""
+BATCH = {"cpu": 8, "cuda": 256}
+"""Crops per call: more than 8 gain nothing on a processor, and the Swin-T slows down; a GPU wants many."""
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -81,5 +81,5 @@ class IdentityNetwork:
         from pipeline.align import warp
 
         chips = [np.ascontiguousarray(warp(face, _CHIP, CHIP_SIZE)) for face in faces]
-        vectors = np.array([self._network.compute_face_descriptor(chip) for chip in chips], np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = [np.array(self._network.compute_face_descriptor(chip), np.float32) for chip in chips]
+        return np.stack([vector / np.linalg.norm(vector) for vector in vectors])

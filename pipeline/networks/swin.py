@@ -31,8 +31,8 @@ CONSTANTS = (".relative_position_index", ".attn_mask")
 CHECKPOINT = Checkpoint(
     what="expression Swin-T (RAF-DB)",
     file="expression_swin_t.pt",
-    hint="its authors share it by a drive that only a browser can fetch from: train or take checkpoint_step_*_gpu_0.pt "
-    "of github.com/zyh-uaiaaaa/Mine-Extra-Knowledge and name it so",
+    hint="the authors' drive needs a browser: take checkpoint_step_*_gpu_0.pt from there, or train one with "
+    "github.com/zyh-uaiaaaa/Mine-Extra-Knowledge, and store it under that name",
 )
 
 
