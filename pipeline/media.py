@@ -17,7 +17,7 @@ from pipeline.container import MAX_JUMP, check_length
 from pipeline.pixels import Coded, Painter, Timed, progressive
 from pipeline.sound import decode_audio
 from pipeline.stage import Reason, Reject
-from pipeline.timeline import TOLERANCE, decoded_frames, packet_times
+from pipeline.timeline import TOLERANCE, decoded_frames, exact, packet_times
 from shards.schema import VIDEO_RATE
 
 __all__ = ["count_frames", "decode_audio", "decode_video"]
@@ -69,10 +69,10 @@ def _on_grid(frames: Iterator[Timed[X]], uri: str, start: float | None, end: flo
 
     Grid time k exists when the picture lasts at least until (k + 1/2)/25, which makes the count the rounded length.
     """
-    begin = Fraction(start or 0)
+    begin = exact(start or 0)
     if begin < 0 or (end is not None and end <= begin):
         raise Reject(Reason.TOO_SHORT, f"{uri}: asks for {start} s to {end} s; start must be >= 0 and before end")
-    limit = None if end is None else _round_half_up((Fraction(end) - begin) * VIDEO_RATE)
+    limit = None if end is None else _round_half_up((exact(end) - begin) * VIDEO_RATE)
     half = _STEP / 2
     origin: Fraction | None = None
     shown: X | None = None
@@ -109,7 +109,7 @@ def _on_grid(frames: Iterator[Timed[X]], uri: str, start: float | None, end: flo
     if given == limit:
         return
     if limit is not None:
-        check_length(uri, "the picture", until + begin, Fraction(end or 0), "the clip asks for")
+        check_length(uri, "the picture", until + begin, exact(end or 0), "the clip asks for")
     else:
         check_length(uri, "the picture", until + begin, promised, "its header says")
     if given == 0:

@@ -232,7 +232,7 @@ def _has_sound(uri: str) -> bool:
 
 def _quietest(recording: Clip, begin: int, end: int) -> int | None:
     """The frame between two, both included, about which the sound is weakest; None without sound there."""
-    from pipeline.media import decode_audio
+    from pipeline.sound import decode_audio
 
     try:
         sound = decode_audio(recording.uri, seconds(recording, begin), seconds(recording, end + 1))
@@ -248,7 +248,9 @@ def _quietest(recording: Clip, begin: int, end: int) -> int | None:
 
 def seconds(recording: Clip, frame: int) -> float:
     """Time of a frame of the recording on its media's clock."""
-    return float(Fraction(recording.start or 0) + Fraction(frame, VIDEO_RATE))
+    from pipeline.timeline import exact
+
+    return float(exact(recording.start or 0) + Fraction(frame, VIDEO_RATE))
 
 
 def _found(

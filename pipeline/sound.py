@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.container import INDEXED, MAX_JUMP, check_length, decode_stream, header_length, open_container
 from pipeline.stage import Reason, Reject
-from pipeline.timeline import PREROLL, first_time
+from pipeline.timeline import PREROLL, exact, first_time
 from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
 SILENT = 30.0
@@ -43,8 +43,8 @@ def decode_audio(uri: str, start: float | None = None, end: float | None = None)
         Reject: UNREADABLE, TRUNCATED, NO_VIDEO or NO_AUDIO.
     """
     first = first_time(uri)
-    origin = first + Fraction(start or 0)
-    stop = None if end is None else first + Fraction(end)
+    origin = first + exact(start or 0)
+    stop = None if end is None else first + exact(end)
     layouts: dict[tuple[str, ...], Places] = {}
     length = 0
     for at, names, samples in _runs(uri, origin if start else None, stop):

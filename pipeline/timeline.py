@@ -26,6 +26,11 @@ PREROLL = 1
 """Seconds decoded before `start` after a seek, to let codecs with memory (MP3, AAC, open GOPs) settle."""
 
 
+def exact(seconds: float) -> Fraction:
+    """Seconds as they are meant: 1.24, not the binary number next to it, which may lie on the other side of a frame."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
 def first_time(uri: str) -> Fraction:
     """Time of the first video frame on the container's own clock, in seconds: zero of ours.
 
@@ -51,7 +56,7 @@ def decoded_frames(uri: str, start: float | None) -> Iterator[Timed[Coded]]:
             raise damaged(uri, "the picture", None, None) from None
         yield (header, *first)
         if start and indexed and start > 2 * PREROLL:
-            target = first[0] + Fraction(start) - PREROLL
+            target = first[0] + exact(start) - PREROLL
             container.seek(int(target / (stream.time_base or 1)), stream=stream, backward=True)
             landed = _frames(container, stream, uri)
             frame = next(landed, None)
