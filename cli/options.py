@@ -28,7 +28,10 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
         "source", nargs="?", help="folder of videos, LRS3 or LRS2 tree, or CSV/Parquet table; path, s3:// or gs://"
     )
     parser.add_argument("dataset", help="where the dataset lies or will lie; path, s3:// or gs://")
-    parser.add_argument("--profile", choices=["offline"], help="which networks the stages run (default: offline)")
+    parser.add_argument(
+        "--profile", choices=["offline", "paper"], help="which networks the stages run (default: offline)"
+    )
+    parser.add_argument("--weights", metavar="DIR", help="folder with the paper profile's checkpoints")
     parser.add_argument("--layout", choices=["auto", "folder", "lrs3", "lrs2", "table"], help="how to read the source")
     parser.add_argument(
         "--segment", action="store_true", help="cut recordings into clips at shot changes and where faces come and go"
@@ -55,6 +58,7 @@ def build_overrides(args: argparse.Namespace) -> list[str]:
     """`--set` and the options that stand for a key."""
     named = (
         ("profile", args.profile),
+        ("run.weights", args.weights),
         ("source.layout", args.layout),
         ("segment.enabled", "true" if args.segment else None),
         ("run.ray_address", args.ray_address),
