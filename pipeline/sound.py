@@ -20,7 +20,7 @@ from shards.schema import SAMPLE_RATE, VIDEO_RATE
 SILENT = 30.0
 """A channel this many dB below the loudest holds no signal of its own: hiss or crosstalk of an open input."""
 OPPOSED = -0.8
-"""Correlation with the loudest channel below which a channel is that one with its sign turned.
+"""Correlation with a loud channel below which a channel is that one with its sign turned.
 
 A voice of power V in phase and music of power M in opposite phase correlate as (V - M) / (V + M): what is turned has
 music at least nine times as strong as the voice. A turned voice with independent noise of power R in each channel
@@ -70,8 +70,8 @@ def mix(pieces: list[NDArray[np.float32]], names: tuple[str, ...]) -> NDArray[np
 
     A surround mix (it has a front centre among more than two channels) speaks from its centre, which is taken alone
     where it is not nearly silent. Otherwise, without the low-frequency channel: channels that are silent beside the
-    loudest are left out, and channels that are the loudest with opposite sign are turned. Ordinary mono and stereo give
-    ones: the plain mean.
+    loudest are left out, and channels that are a loud one with its sign turned are turned back. Ordinary mono and
+    stereo give ones: the plain mean.
 
     Args:
         pieces: stretches of the clip, float32 [channels, samples] each.
@@ -97,8 +97,10 @@ def mix(pieces: list[NDArray[np.float32]], names: tuple[str, ...]) -> NDArray[np
             weights[centre] = 1
             return weights
     weights[power <= power[loudest] * 10 ** (-SILENT / 10)] = 0
+    # Of channels about as loud (3 dB) the first keeps its sign, so that noise does not decide it.
+    model = int((power >= power[loudest] / 2).argmax())
     with np.errstate(invalid="ignore", divide="ignore"):
-        alike = products[loudest] / np.sqrt(power * power[loudest])
+        alike = products[model] / np.sqrt(power * power[model])
     weights[(weights > 0) & (alike < OPPOSED)] = -1
     return weights
 

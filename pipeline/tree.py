@@ -11,25 +11,10 @@ from shards.errors import UserError
 from shards.storage import Object, Store, is_remote, local_path, open_store, open_uri
 
 MEDIA = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".flv",
-        ".ogv",
-        ".3gp",
-        ".wmv",
-        ".asf",
-    ],
+    ".mp4 .m4v .mov .qt .3gp .3g2 .f4v .ismv .mkv .webm .avi .divx .mpg .mpeg .mpe .m2p .vob .ts .mts .m2ts .m2t "
+    ".wmv .asf .flv .ogv .ogm .mxf .gxf .dv .dif .rm .rmvb .wtv .nut".split()
 )
+"""Endings of files that hold picture and sound. What a table names may end as it likes."""
 
 
 class Tree:
