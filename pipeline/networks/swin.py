@@ -31,8 +31,8 @@ CONSTANTS = (".relative_position_index", ".attn_mask")
 CHECKPOINT = Checkpoint(
     what="expression Swin-T (RAF-DB)",
     file="expression_swin_t.pt",
-    hint="the authors' drive needs a browser: take checkpoint_step_*_gpu_0.pt from there, or train one with "
-    "github.com/zyh-uaiaaaa/Mine-Extra-Knowledge, and store it under that name",
+    hint="no address for a trained one is known: train it with github.com/zyh-uaiaaaa/Mine-Extra-Knowledge, or ask its "
+    "authors, and store checkpoint_step_*_gpu_0.pt under that name; --set expression.network=geometry does without",
 )
 
 
