@@ -7,12 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pipeline.compiled import _store_name
+
 CODE = """
 import numpy as np
 from pipeline.stages.pitch import Pitch, PitchConfig, track_pitch
 Pitch(PitchConfig()).setup()
-tone = np.sin(np.arange(16000) * (2 * np.pi * 200 / 16000)).astype(np.float32)
-print(round(float(np.nanmedian(track_pitch(tone, 65, 600)))))
+from pipeline import pyin_loops
+loops = [loop for loop in vars(pyin_loops).values() if hasattr(loop, "signatures")]
+known = [list(loop.signatures) for loop in loops]
+tone = np.sin(np.arange(65 * 320) * (2 * np.pi * 200 / 16000)).astype(np.float32)
+for clip in (tone[:320], 0 * tone, tone):
+    pitch = track_pitch(clip, 65, 600)
+# What setup did not compile would be written into a store that others read.
+assert [list(loop.signatures) for loop in loops] == known and any(known)
+print(round(float(np.nanmedian(pitch))))
 """
 
 
@@ -33,6 +44,26 @@ def test_workers_that_start_together_share_one_store(tmp_path: Path) -> None:
     assert before
     assert together() == ["200"] * 3
     assert {path: path.stat().st_mtime_ns for path in stores[0].rglob("*")} == before  # read, never written again
+
+
+def test_loops_that_changed_get_a_store_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "loops_of_a_test.py"
+    source.write_text("a = 1")
+    os.utime(source, ns=(10**18, 10**18))
+
+    def name() -> str:
+        return _store_name("fill", ["loops_of_a_test"])
+
+    first = name()
+    assert name() == first
+    source.write_text("a = 2")
+    os.utime(source, ns=(10**18, 10**18))
+    assert name() != first  # other bytes, same time and size
+    source.write_text("a = 1")
+    os.utime(source, ns=(10**18, 10**18 + 10**9))
+    assert name() != first  # a later time alone makes numba compile again
+    assert _store_name("fill otherwise", ["loops_of_a_test"]) != name()
 
 
 def test_a_home_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
