@@ -15,7 +15,7 @@ from pipeline.fingerprint import recipe_key, recipe_of
 from pipeline.pack import PackTask
 from pipeline.plan import Plan, make_plan
 from pipeline.recordings import Scan
-from pipeline.registry import STAGES, make_stage
+from pipeline.registry import KINDS, STAGES, make_stage
 from pipeline.selection import Selection
 from pipeline.stage import Reason
 from pipeline.stages.speech import Speech
@@ -167,15 +167,18 @@ def _plan(
     again: Collection[tuple[str, str]] = (),
 ) -> Plan:
     fields = there.config.pack.fields
-    return make_plan(recipes, there.shards, there.manifest, there.sizes, fields, selection, again)
+    missing = [name for name, recipe in recipes.items() if recipe is None]
+    unfitted = {name: recipe_of(make_stage(KINDS[name], there.config, None)) for name in missing}
+    return make_plan(recipes, there.shards, there.manifest, there.sizes, fields, selection, again, unfitted)
 
 
 def _fit(there: Survey, recipes: Mapping[str, Recipe | None], crew: Crew) -> Codebook | None:
     """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
-    plan = _plan(there, {"audio": recipes["audio"]}, Selection())
+    plan = _plan(there, {"audio": recipes["audio"], "speech": None}, Selection())
     crew.run(plan.tasks(), None)
     marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
-    return fit(there.dataset, marks, there.config)
+    kept = {shard: cell.reuse for shard, cell in plan.cells["speech"].items() if cell.reuse}
+    return fit(there.dataset, marks, there.config, kept)
 
 
 def _recipe_key(plan: Plan, recipes: Mapping[str, Recipe | None], stage: str, shard: str) -> str:

@@ -9,16 +9,20 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.batches import in_batches
 from pipeline.columns import Column, load_column, read_members
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.networks.encoders import Floats, make_encoder
 from pipeline.stages.audio import Audio
-from pipeline.stages.speech import Speech, SpeechConfig
+from pipeline.stages.speech import Speech
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
@@ -28,11 +32,16 @@ from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
 from shards.storage import Conflict
 
+SAMPLED = 4
+"""Sound that is encoded for a fit, as a multiple of the frames that it takes."""
+
 
 def fit_key(config: BuildConfig) -> str:
     """Hash of all that decides a fit but the sources: settings of sound and units, and the encoder."""
-    speech = config.speech.model_copy(update={"centroids": None})
-    identity = [recipe_key(recipe_of(Audio(config.audio))), recipe_key(recipe_of(Speech(speech)))]
+    # Features are rounded for the fit as they are when they are kept, so keeping them does not change it.
+    speech = config.speech.model_copy(update={"centroids": None, "keep_features": False})
+    recipes = [recipe_of(Audio(config.audio)), recipe_of(Speech(speech, config.run.weights))]
+    identity = [recipe_key(recipe) for recipe in recipes]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -50,12 +59,15 @@ def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildCo
     return book
 
 
-def fit(dataset: Dataset, marks: dict[str, str], config: BuildConfig) -> Codebook | None:
+def fit(
+    dataset: Dataset, marks: Mapping[str, str], config: BuildConfig, kept: Mapping[str, str] | None = None
+) -> Codebook | None:
     """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
     build that was stopped did so; None without any sound.
 
     Args:
         marks: shard -> fingerprint of its `audio` column.
+        kept: shard -> fingerprint of a `speech` column with the features of that sound; the encoder runs for the rest.
 
     Raises:
         UserError: fewer frames of sound than clusters.
@@ -72,45 +84,75 @@ def fit(dataset: Dataset, marks: dict[str, str], config: BuildConfig) -> Codeboo
     if not dataset.store.exists(name):
         # Another build may fit the same at the same time, on another kind of processor: the first one counts.
         with contextlib.suppress(Conflict):
-            dataset.store.swap(name, _fit(dataset, columns, config.speech), None)
+            dataset.store.swap(name, _fit(dataset, columns, config, kept or {}), None)
     data = dataset.store.read(name)
     return Codebook(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), fit=key)
 
 
-def _fit(dataset: Dataset, columns: Sequence[Column], config: SpeechConfig) -> bytes:
+def _fit(dataset: Dataset, columns: Sequence[Column], config: BuildConfig, kept: Mapping[str, str]) -> bytes:
     """Centroids as npy."""
-    import torch
-
-    from pipeline.networks.whisper import load_encoder
     from pipeline.units import describe_codebook, fit_codebook, sample_features, save_codebook
 
-    encoder = load_encoder()
-    if config.layer > len(encoder.blocks):
-        raise UserError(f"speech.layer {config.layer}: the encoder has {len(encoder.blocks)} blocks")
-    threads = torch.get_num_threads()
-    # One thread, as in the workers: sums split over threads differ in the last bits from machine to machine.
-    torch.set_num_threads(1)
-    clips = _sample([(column, key) for column in columns for key in column.clips], 4 * config.fit_frames)
+    speech = config.speech
+    clips = _sample([(column, key) for column in columns for key in column.clips], SAMPLED * speech.fit_frames)
+    shards = {column.task.shard for column, _ in clips}
+    found = {shard: load_column(dataset, "speech", shard, mark) for shard, mark in kept.items() if shard in shards}
+    stored = {shard: column for shard, column in found.items() if column}
     with Progress("fit units", len(clips), "clips") as progress:
 
-        def frames() -> Iterator[np.ndarray]:
-            for column, key in clips:
-                members = next(read_members(dataset, column, [key], ("wav",)))
-                wav = decode(FIELDS["wav"], members["wav"], column.clips[key].frames)
-                yield encoder.states(from_pcm(wav), config.layer)[config.layer]
+        def counted() -> Iterator[Floats]:
+            for values in _features(dataset, clips, stored, config):
+                yield values.astype(np.float16).astype(np.float32)
                 progress.advance()
 
-        features = sample_features(frames(), config.fit_frames, config.seed)
-        centroids = fit_codebook(features, config.clusters, config.seed)
+        features = sample_features(counted(), speech.fit_frames, speech.seed)
+        centroids = fit_codebook(features, speech.clusters, speech.seed)
         report = describe_codebook(features, centroids)
         progress.note(
             f"units: {report.clusters} clusters on {report.frames} frames, mean squared distance {report.inertia:.3g} "
             f"of {report.variance:.3g}, {report.dead} dead, perplexity {report.perplexity:.1f}"
         )
-    torch.set_num_threads(threads)
     buffer = io.BytesIO()
     save_codebook(buffer, centroids)
     return buffer.getvalue()
+
+
+def _features(
+    dataset: Dataset, clips: Sequence[tuple[Column, str]], stored: Mapping[str, Column], config: BuildConfig
+) -> Iterator[Floats]:
+    """Features of each clip, [2F, D], in order: read from the `speech` columns in `stored`, else encoded."""
+
+    def has(clip: tuple[Column, str]) -> bool:
+        column = stored.get(clip[0].task.shard)
+        return column is not None and clip[1] in column.clips
+
+    def read(column: Column, key: str, name: str) -> NDArray[Any]:
+        members = next(read_members(dataset, column, [key], (name,)))
+        return decode(FIELDS[name], members[name], column.clips[key].frames)
+
+    if all(has(clip) for clip in clips):
+        yield from (read(stored[column.task.shard], key, "features") for column, key in clips)
+        return
+    import torch
+
+    speech = config.speech
+    encoder = make_encoder(speech.encoder, speech.layer, config.run.weights, speech.precision)
+
+    def work(batch: list[tuple[Column, str]]) -> list[Floats]:
+        fresh = [clip for clip in batch if not has(clip)]
+        waves = [from_pcm(read(*clip, "wav")) for clip in fresh]
+        made = iter(encoder.encode(waves, speech.layer) if waves else [])
+        return [read(stored[clip[0].task.shard], clip[1], "features") if has(clip) else next(made)[1] for clip in batch]
+
+    threads = torch.get_num_threads()
+    # One thread, as in the workers: sums split over threads differ in the last bits from machine to machine.
+    torch.set_num_threads(1)
+    try:
+        lengths = {clip[1]: MEL_PER_FRAME * clip[0].clips[clip[1]].frames for clip in clips}
+        for _, values in in_batches(clips, lambda clip: lengths[clip[1]], encoder.budget, work):
+            yield values
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _sample(clips: list[tuple[Column, str]], frames: int) -> list[tuple[Column, str]]:

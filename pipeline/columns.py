@@ -33,6 +33,8 @@ class Task(Config):
         reads: upstream stage -> fingerprint of the column to read.
         media: digest of the shard's clips, for stages that decode media; else empty.
         attempt: counts from 1.
+        reuse: fingerprint of a column of the same stage and shard whose kept fields spare the network; it decides what
+            the work costs, not what comes out, and is no part of the fingerprint.
     """
 
     stage: str
@@ -42,6 +44,7 @@ class Task(Config):
     reads: dict[str, str]
     media: str
     attempt: int
+    reuse: str | None = None
 
 
 class Refused(Config):
@@ -101,6 +104,7 @@ class Column(Record):
             clips=len(self.clips),
             refused=len(self.refused),
             seconds=self.seconds,
+            reuse=self.task.reuse,
         )
 
 
@@ -114,24 +118,32 @@ def load_column(dataset: Dataset, stage: str, shard: str, mark: str) -> Column |
 
 
 def build_column(
-    dataset: Dataset, stage: Stage[Any], task: Task, clips: Sequence[Clip], reads: Sequence[Column]
+    dataset: Dataset,
+    stage: Stage[Any],
+    task: Task,
+    clips: Sequence[Clip],
+    reads: Sequence[Column],
+    kept: Column | None = None,
 ) -> Column:
     """Run a stage over a shard and publish its column.
 
     Args:
         clips: the shard's clips, ordered by key; the ones that a column in `reads` lacks are skipped.
         reads: records of the columns that hold the fields the stage reads.
+        kept: record of the stage's own column in `task.reuse`; clips that it refused stay refused.
 
     A value that breaks the schema refuses its clip as a fault; the other clips go on.
     """
     begin = time.perf_counter()
     refused = [Refused(key=clip.key, **asdict(clip.refused)) for clip in clips if clip.refused and stage.media]
+    refused += kept.refused if kept else []
+    items = _items(dataset, stage.kept, clips, [kept]) if kept else _items(dataset, stage.reads, clips, reads)
     frames: dict[str, int] = {}
     widths: dict[str, int] = {}
 
     def members() -> Iterator[tuple[str, bytes]]:
         # One clip at a time on its way from the upstream columns into the tar, so memory does not grow with the shard.
-        for item, result in stage.process(_items(dataset, stage, clips, reads)):
+        for item, result in stage.process(items):
             key = item.clip.key
             encoded = result if isinstance(result, Rejection) else _encode(stage, item, result, widths)
             if isinstance(encoded, Rejection):
@@ -187,11 +199,11 @@ def read_members(
         done = stop
 
 
-def _items(dataset: Dataset, stage: Stage[Any], clips: Sequence[Clip], reads: Sequence[Column]) -> Iterator[Item]:
+def _items(dataset: Dataset, names: Sequence[str], clips: Sequence[Clip], reads: Sequence[Column]) -> Iterator[Item]:
     alive = [clip for clip in clips if not clip.refused and all(clip.key in column.clips for column in reads)]
     keys = [clip.key for clip in alive]
     streams = [
-        read_members(dataset, column, keys, [name for name in stage.reads if FIELDS[name].stage == column.task.stage])
+        read_members(dataset, column, keys, [name for name in names if FIELDS[name].stage == column.task.stage])
         for column in reads
     ]
     for clip in alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.segment import SegmentConfig
 from pipeline.sources import SourceConfig
@@ -20,6 +20,7 @@ from pipeline.stages.mel import MelConfig
 from pipeline.stages.pitch import PitchConfig
 from pipeline.stages.speech import SpeechConfig
 from shards.config import Config
+from shards.errors import UserError
 from shards.schema import FIELDS
 
 Profile = Literal["offline"]
@@ -82,3 +83,9 @@ class BuildConfig(Config):
     pitch: PitchConfig = PitchConfig()
     energy: EnergyConfig = EnergyConfig()
     speech: SpeechConfig = SpeechConfig()
+
+    @model_validator(mode="after")
+    def _features_are_kept(self) -> BuildConfig:
+        if "features" in self.pack.fields and not self.speech.keep_features:
+            raise UserError("pack.fields names features, which are stored only with speech.keep_features=true")
+        return self

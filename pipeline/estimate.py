@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.codebook import SAMPLED
 from pipeline.config import BuildConfig
 from pipeline.plan import Cell, Plan
 from pipeline.stage import Clip
-from shards.manifest import Manifest
+from shards.manifest import ColumnRef, Manifest
+from shards.schema import MEL_PER_FRAME
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Estimate:
 
     Attributes:
         seconds: wall clock, for the processors that the settings give.
-        work: worker seconds per stage, and of `pack`.
+        work: worker seconds per stage, of `pack`, and of `codebook`, the encoding that a fit of centroids takes.
         columns, packed: bytes to be written.
         unknown: stages that never ran in this dataset, which the figures leave out.
         cpus: processors assumed.
@@ -40,16 +43,23 @@ def estimate(
     columns, packed = 0.0, 0.0
     unknown = []
     for stage, row in plan.cells.items():
-        clips = sum(len(shards[shard]) for shard, cell in row.items() if cell.run and cell.state != "stored")
-        if not clips:
+        todo = {shard: cell for shard, cell in row.items() if cell.run and cell.state != "stored"}
+        if not todo:
             continue
         known = list(manifest.columns.get(stage, {}).values()) if manifest else []
-        seen = sum(ref.clips + ref.refused for ref in known)
-        if not seen:
+        # With the network, and without it from kept fields: what one takes says nothing about the other.
+        ran = [ref for ref in known if ref.reuse is None]
+        fresh = sum(len(shards[shard]) for shard, cell in todo.items() if cell.reuse is None)
+        spared = sum(len(shards[shard]) for shard, cell in todo.items() if cell.reuse is not None)
+        if fresh and not _clips(ran):
             unknown.append(stage)
             continue
-        work[stage] = clips * sum(ref.seconds for ref in known) / seen
-        columns += clips * sum(ref.bytes for ref in known) / seen
+        work[stage] = fresh * _seconds(ran) + spared * _seconds([ref for ref in known if ref.reuse is not None])
+        columns += (fresh + spared) * sum(ref.bytes for ref in known) / max(1, _clips(known))
+        unfitted = [shard for shard, cell in todo.items() if cell.task is None and cell.reuse is None]
+        if stage == "speech" and unfitted and manifest:
+            sampled = min(sum(len(shards[shard]) for shard in unfitted), _fit_clips(manifest, config))
+            work["codebook"] = sampled * _seconds(ran)
     again = to_pack(plan)
     clips = sum(len(shards[shard]) for shard in again)
     packs = list(manifest.packs.values()) if manifest else []
@@ -61,6 +71,22 @@ def estimate(
         unknown.append("pack")
     cpus = config.run.cpus or os.cpu_count() or 1
     return Estimate(sum(work.values()) / cpus, work, round(columns), round(packed), unknown, cpus)
+
+
+def _clips(refs: Sequence[ColumnRef]) -> int:
+    return sum(ref.clips + ref.refused for ref in refs)
+
+
+def _seconds(refs: Sequence[ColumnRef]) -> float:
+    """Per clip; 0 for no column."""
+    return sum(ref.seconds for ref in refs) / max(1, _clips(refs))
+
+
+def _fit_clips(manifest: Manifest, config: BuildConfig) -> float:
+    """How many clips a fit of centroids encodes."""
+    packs = manifest.packs.values()
+    length = MEL_PER_FRAME * sum(pack.frames for pack in packs) / max(1, sum(pack.clips for pack in packs))
+    return SAMPLED * config.speech.fit_frames / length if length else math.inf
 
 
 def to_pack(plan: Plan) -> list[str]:

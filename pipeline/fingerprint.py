@@ -19,9 +19,9 @@ CACHE = "digests.json"
 
 
 def recipe_of(stage: Stage[Any]) -> Recipe:
-    """What a stage is: version, settings and networks.
+    """What a stage is: version, settings, networks and centroids.
 
-    Paths among the settings do not count: the content of the files they name does, through the weights' digest.
+    Paths among the settings do not count: the content of the files they name does, through the digests.
 
     Raises:
         UserError: a network file cannot be read.
@@ -29,7 +29,12 @@ def recipe_of(stage: Stage[Any]) -> Recipe:
     fields = type(stage.config).model_fields
     paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
     settings = stage.config.model_dump(mode="json", exclude=paths)
-    return Recipe(version=stage.version, settings=settings, weights=weights_digest(stage.weights()))
+    return Recipe(
+        version=stage.version,
+        settings=settings,
+        weights=weights_digest(stage.weights()),
+        codebook=weights_digest(stage.codebook()),
+    )
 
 
 def recipe_key(recipe: Recipe) -> str:

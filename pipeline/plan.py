@@ -38,6 +38,7 @@ class Cell:
         task: what would be run; None where it cannot be known yet.
         run: whether this build runs it.
         ref: the column that is current now.
+        reuse: fingerprint of the column whose kept fields spare the network; also where the task is not known yet.
     """
 
     state: State
@@ -45,6 +46,7 @@ class Cell:
     task: Task | None
     run: bool
     ref: ColumnRef | None
+    reuse: str | None = None
 
     @property
     def mark(self) -> str | None:
@@ -106,6 +108,7 @@ def make_plan(
     fields: Sequence[str],
     selection: Selection,
     again: Collection[tuple[str, str]] = (),
+    unfitted: Mapping[str, Recipe] | None = None,
 ) -> Plan:
     """Compare what is wanted with what is there.
 
@@ -115,6 +118,7 @@ def make_plan(
         sizes: name -> size of every stored object.
         fields: to be packed.
         again: (stage, shard) whose work was asked for again.
+        unfitted: recipes without their codebook, of the stages whose recipe is None for want of it.
     """
     made = writers(STAGES)
     stages, picked = selection.stages(), selection.pick_shards(list(shards))
@@ -130,16 +134,22 @@ def make_plan(
             anew = chosen and (selection.force or (stage, shard) in again)
             ref = manifest.columns.get(stage, {}).get(shard) if manifest else None
             missing = [name for name, mark in reads.items() if mark is None and name not in unknown]
+            known = {name: mark for name, mark in reads.items() if mark}
+            source = media[shard] if KINDS[stage].media else ""
+            like = recipe or (unfitted or {}).get(stage)
+            saving = None
+            if like and ref and manifest and not anew and (ref.reads, ref.media) == (known, source):
+                saving = _saving(stage, shard, like, ref, manifest, sizes)
             if missing:
                 cells[stage][shard] = Cell("missing", f"waits for {' and '.join(missing)}", None, False, ref)
             elif recipe is None or unknown:
                 why = "centroids are fitted first" if recipe is None else f"follows {' and '.join(unknown)}"
-                cells[stage][shard] = Cell("stale" if ref else "missing", why, None, chosen, ref)
+                cells[stage][shard] = _cell("stale" if ref else "missing", why, None, chosen, ref, saving)
             else:
-                known = {name: mark for name, mark in reads.items() if mark}
-                task = _task(stage, shard, recipe, known, media[shard] if KINDS[stage].media else "", ref, anew)
+                task = _task(stage, shard, recipe, known, source, ref, anew)
                 state, why = _state(task, ref, manifest, sizes, anew)
-                cells[stage][shard] = Cell(state, why, task, chosen and state != "fresh", ref)
+                needed = saving if state in ("stale", "missing") else None
+                cells[stage][shard] = _cell(state, why, task, chosen and state != "fresh", ref, needed)
     packs = {}
     for shard, clips in shards.items():
         marks = {stage: row[shard].mark for stage, row in cells.items()}
@@ -168,14 +178,39 @@ def _state(
     task: Task, ref: ColumnRef | None, manifest: Manifest | None, sizes: Mapping[str, int], anew: bool
 ) -> tuple[State, str]:
     if ref is not None and ref.fingerprint == task.fingerprint:
-        whole = sizes.get(column_tar(task.stage, task.shard, ref.fingerprint, ref.sha256)) == ref.bytes
-        if whole and column_record(task.stage, task.shard, ref.fingerprint) in sizes:
+        if _is_whole(task.stage, task.shard, ref, sizes):
             return "fresh", ""
         return "stale", "its tar or record is missing or cut"
     words = ["not built yet"] if ref is None or manifest is None else _reasons(task, ref, manifest, anew)
     if column_record(task.stage, task.shard, task.fingerprint) in sizes:
         return "stored", f"{'; '.join(words)} (computed before, not committed)"
     return "missing" if ref is None else "stale", "; ".join(words)
+
+
+def _is_whole(stage: str, shard: str, ref: ColumnRef, sizes: Mapping[str, int]) -> bool:
+    whole = sizes.get(column_tar(stage, shard, ref.fingerprint, ref.sha256)) == ref.bytes
+    return whole and column_record(stage, shard, ref.fingerprint) in sizes
+
+
+def _saving(
+    stage: str, shard: str, recipe: Recipe, ref: ColumnRef, manifest: Manifest, sizes: Mapping[str, int]
+) -> bool | None:
+    """Whether fields kept in the current column spare the network, where a new codebook is all that is new; None where
+    more than that is."""
+    old = manifest.recipes[stage][ref.recipe]
+    if not KINDS[stage].differ_in_codebook(old, recipe):
+        return None
+    return KINDS[stage].keeps(old) and _is_whole(stage, shard, ref, sizes)
+
+
+def _cell(state: State, why: str, task: Task | None, run: bool, ref: ColumnRef | None, saving: bool | None) -> Cell:
+    """A cell whose reason also says whether its network runs; `saving` as `_saving` gives it."""
+    if saving is None or ref is None:
+        return Cell(state, why, task, run, ref)
+    if not saving:
+        return Cell(state, f"{why}; its network runs again, no features were kept", task, run, ref)
+    task = task.model_copy(update={"reuse": ref.fingerprint}) if task else None
+    return Cell(state, f"{why}; kept features are reused", task, run, ref, ref.fingerprint)
 
 
 def _reasons(task: Task, ref: ColumnRef, manifest: Manifest, anew: bool) -> list[str]:

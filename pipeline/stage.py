@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from shards.config import Config
 from shards.errors import UserError
+from shards.manifest import Recipe
 from shards.schema import FIELDS
 from shards.storage import is_readable
 
@@ -114,6 +115,7 @@ class Stage(ABC, Generic[C]):
         resources: per worker.
     """
 
+        kept: fields of its own that stand for its network: an item that has them needs no other field and no network.
     name: ClassVar[str]
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +124,7 @@ class Stage(ABC, Generic[C]):
     resources: ClassVar[Resources] = Resources()
 
     def __init__(self, config: C, folder: Path | None = None) -> None:
+    kept: ClassVar[tuple[str, ...]] = ()
         """`folder` holds checkpoints of networks that no package carries; see `pipeline.networks.weights`."""
         self.config = config
         self.folder = folder
@@ -131,15 +134,33 @@ class Stage(ABC, Generic[C]):
         return tuple(name for name in self.writes if not FIELDS[name].optional)
 
     def weights(self) -> Sequence[Path]:
-        """Files whose bytes decide the output (network weights, centroids); they enter the fingerprint."""
+        """Network files whose bytes decide the output; they enter the fingerprint."""
         return ()
 
     def setup(self) -> None:
         """Load networks; called once per worker before the first clip. Heavy imports belong here."""
+    def codebook(self) -> Sequence[Path]:
+        """Files besides, whose bytes decide the output but not the fields `kept`; they enter the fingerprint."""
+        return ()
+
+    @classmethod
+    def differ_in_codebook(cls, old: Recipe, new: Recipe) -> bool:
+        """Whether two recipes give the same fields `kept`, and differ in what is made from these alone."""
+        return False
+
+    @classmethod
+    def keeps(cls, recipe: Recipe) -> bool:
+        """Whether columns made so have all fields `kept`."""
+        return False
+
         return
 
     @abstractmethod
     def run(self, item: Item) -> Fields:
+    def setup_reuse(self) -> None:
+        """As `setup`, for items that have the fields `kept`: without the network."""
+        return
+
         """Compute this stage's fields for one clip.
 
         Raises:

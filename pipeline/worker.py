@@ -52,7 +52,7 @@ class Worker:
         self._threads = max(1, int(resources.cpus))
         self._dataset = Dataset(uri)
         self._config = config
-        self._stages: dict[str, Stage[Any]] = {}
+        self._stages: dict[tuple[str, bool], Stage[Any]] = {}
         self._detector: Faces | None = None
 
     def run(self, task: Task | PackTask | SegmentTask, clips: list[Clip], codebook: str | None) -> Done:
@@ -70,7 +70,10 @@ class Worker:
         column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
         ran = column is None
         if column is None:
-            column = build_column(self._dataset, self._stage(task, codebook), task, clips, self._columns(task))
+            kept = load_column(self._dataset, task.stage, task.shard, task.reuse) if task.reuse else None
+            task = task if kept else task.model_copy(update={"reuse": None})
+            stage = self._stage(task, codebook)
+            column = build_column(self._dataset, stage, task, clips, [] if kept else self._columns(task), kept)
         return Done(column.ref(recipe_key(task.recipe)), ran)
 
     def _scan(self, task: SegmentTask, recording: Clip) -> Scan:
@@ -92,15 +95,18 @@ class Worker:
         return found
 
     def _stage(self, task: Task, codebook: str | None) -> Stage[Any]:
-        name = task.stage
-        if name not in self._stages:
+        name, reuse = task.stage, task.reuse is not None
+        if (name, reuse) not in self._stages:
             centroids = local_copy(self._dataset.store, codebook) if codebook else None
             stage = make_stage(KINDS[name], self._config, centroids)
             _check(name, task.recipe, recipe_of(stage))
-            stage.setup()
+            if reuse:
+                stage.setup_reuse()
+            else:
+                stage.setup()
             pin_threads(self._threads)
-            self._stages[name] = stage
-        return self._stages[name]
+            self._stages[name, reuse] = stage
+        return self._stages[name, reuse]
 
 
 def _check(stage: str, planned: Recipe, here: Recipe) -> None:

@@ -39,11 +39,13 @@ class Recipe(Config):
         version: of its code.
         settings: its section of the configuration, without paths.
         weights: digest of its network files; empty for none.
+        codebook: digest of the centroids that its network's features are held against; empty for none.
     """
 
     version: int
     settings: dict[str, Any]
     weights: str
+    codebook: str = ""
 
 
 class ColumnRef(Config):
@@ -57,6 +59,7 @@ class ColumnRef(Config):
         sha256, bytes: of its tar; `record`: sha256 of its record.
         clips, refused: how many clips are in and how many were refused.
         seconds: that a worker took.
+        reuse: fingerprint of the column whose kept fields spared it the network; None where the network ran.
     """
 
     fingerprint: str
@@ -70,6 +73,7 @@ class ColumnRef(Config):
     clips: int
     refused: int
     seconds: float
+    reuse: str | None = None
 
 
 class PackRef(Config):
@@ -226,8 +230,10 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
             words.append(f"{key} is gone")
         elif one != other:
             words.append(f"{key} {one} -> {other}")
-    if old.weights != new.weights and not words:
-        words.append("network files or centroids differ")
+    files = (("network files", old.weights != new.weights), ("centroids", old.codebook != new.codebook))
+    different = [name for name, differ in files if differ]
+    if different and not words:
+        words.append(f"{' and '.join(different)} differ")
     return words
 
 

@@ -345,7 +345,8 @@ def test_a_split_made_in_two_ways_is_refused_in_words() -> None:
         ({"version": 4}, ["version 3 -> 4"]),
         ({"settings": {"fmax": 500, "fmin": 60}}, ["fmax 600 -> 500"]),
         ({"settings": {"fmax": 600, "kind": "yin"}}, ["fmin is gone", "kind is new (yin)"]),
-        ({"weights": "b"}, ["network files or centroids differ"]),
+        ({"weights": "b"}, ["network files differ"]),
+        ({"codebook": "b"}, ["centroids differ"]),
     ],
 )
 def test_the_difference_of_two_recipes_is_said_in_words(change: dict[str, object], words: list[str]) -> None:

@@ -248,7 +248,8 @@ def test_stage_gives_units_and_timbre(encoder: WhisperEncoder, tmp_path: Path) -
     with open(path, "wb") as stream:
         save_codebook(stream, states[3][::6])
     stage = Speech(SpeechConfig(clusters=10, centroids=path))
-    assert list(stage.weights()) == [find_weights(), path]
+    assert list(stage.weights()) == [find_weights()]
+    assert list(stage.codebook()) == [path]
     stage.setup()
     made = stage.run(Item(Clip("a", "", ""), {"wav": pcm}))
     assert made["units"].dtype == np.int16

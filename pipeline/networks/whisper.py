@@ -8,6 +8,7 @@ sample 320k + 160 like mel frame k, and 640F samples give exactly 2F frames.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.networks.ctranslate2 import find_weights, read_ctranslate2
+from pipeline.networks.device import Precision
 from shards.errors import UserError
 from shards.mel import hann, mel_filters
 from shards.schema import SAMPLE_RATE
@@ -55,14 +57,17 @@ class WhisperEncoder(nn.Module):
     """Convolutions, fixed positions, pre-norm blocks.
 
     Attributes:
-        width: channels of every state; positions: rows of the positional table, the longest window in frames.
+        width: channels of every state; layers: blocks.
+        positions: rows of the positional table, the longest window in frames.
+        budget: see `SpeechEncoder`. Each clip is encoded alone: the network knows no mask, and is small.
     """
 
     position: Tensor
+    budget = 1
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
         super().__init__()
-        self.width, self.positions = width, positions
+        self.width, self.layers, self.positions = width, layers, positions
         self.conv1 = nn.Conv1d(BINS, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.register_buffer("position", torch.zeros(positions, width))
@@ -91,12 +96,23 @@ class WhisperEncoder(nn.Module):
 
         A clip longer than the positional table goes through overlapping windows (see `windows`).
         """
-        mel = torch.from_numpy(whisper_mel(wave).T)[None]
+        mel = torch.from_numpy(whisper_mel(wave).T)[None].to(self.position)
         parts = []
         for start, stop, low, high in windows(mel.shape[2] // 2, self.positions):
             states = self(mel[:, :, 2 * start : 2 * stop], last)
             parts.append([state[0, low - start : high - start] for state in states])
-        return [torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True)]
+        return [torch.cat(pieces).float().cpu().numpy() for pieces in zip(*parts, strict=True)]
+
+    def encode(
+        self, waves: Sequence[NDArray[np.float32]], layer: int
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Per clip, float32 [640F]: the first block's mean over time, float32 [width], and a block's output (1-based,
+        before the final norm), float32 [2F, width]."""
+        found = []
+        for wave in waves:
+            states = self.states(wave, layer)
+            found.append((states[1].mean(axis=0, dtype=np.float64).astype(np.float32), states[layer]))
+        return found
 
 
 def windows(frames: int, longest: int, edge: int = EDGE) -> list[tuple[int, int, int, int]]:
@@ -165,8 +181,10 @@ def _parameter(name: str) -> str:
     return (f"blocks.{block[1]}." if block else "") + f"{_PARTS.get(part, part)}.{_LEAVES.get(leaf, leaf)}"
 
 
-def load_encoder(path: Path | None = None) -> WhisperEncoder:
-    """The encoder with the weights of a CTranslate2 Whisper file (`find_weights` by default), float32, eval mode.
+def load_encoder(
+    path: Path | None = None, device: torch.device | str = "cpu", precision: Precision = "float32"
+) -> WhisperEncoder:
+    """The encoder with the weights of a CTranslate2 Whisper file (`find_weights` by default), eval mode.
 
     Raises:
         UserError: see `read_ctranslate2`; also where tensors are missing, quantised, or of other shapes.
@@ -184,4 +202,4 @@ def load_encoder(path: Path | None = None) -> WhisperEncoder:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"speech encoder {path}: {' '.join(str(error).split())}") from None
-    return encoder.eval().requires_grad_(False)
+    return encoder.to(device, getattr(torch, precision)).eval().requires_grad_(False)
