@@ -42,6 +42,8 @@ WIDTHS = {"D_identity": 8, "D_expression": 8, "D_timbre": 8}
 def value(name: str) -> Any:
     """A field of a two-frame clip."""
     field = FIELDS[name]
+    if field.encoding == "json":
+        return {}
     lengths = {"F": FRAMES, "2F": 2 * FRAMES, "640F": 640 * FRAMES, **WIDTHS}
     return np.zeros([lengths.get(str(part), part) for part in field.shape], field.dtype)
 

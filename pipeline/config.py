@@ -19,6 +19,7 @@ from pipeline.stages.lips import LipsConfig
 from pipeline.stages.mel import MelConfig
 from pipeline.stages.pitch import PitchConfig
 from pipeline.stages.speech import SpeechConfig
+from pipeline.stages.sync import SyncConfig
 from shards.config import Config
 from shards.errors import UserError
 from shards.schema import FIELDS
@@ -79,6 +80,7 @@ class BuildConfig(Config):
     identity: IdentityConfig = IdentityConfig()
     expression: ExpressionConfig = ExpressionConfig()
     audio: AudioConfig = AudioConfig()
+    sync: SyncConfig = SyncConfig()
     mel: MelConfig = MelConfig()
     pitch: PitchConfig = PitchConfig()
     energy: EnergyConfig = EnergyConfig()

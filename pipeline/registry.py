@@ -18,6 +18,7 @@ from pipeline.stages.lips import Lips
 from pipeline.stages.mel import Mel
 from pipeline.stages.pitch import Pitch
 from pipeline.stages.speech import Speech
+from pipeline.stages.sync import Sync
 from shards.schema import FIELDS
 
 StageClass = type[Stage[Any]]
@@ -29,6 +30,7 @@ STAGES: tuple[StageClass, ...] = (
     Identity,
     Expression,
     Audio,
+    Sync,
     Mel,
     Pitch,
     Energy,

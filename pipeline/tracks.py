@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.networks.retinaface import Faces as Detections
+    from pipeline.networks.anchors import Faces as Detections
 
 
 @dataclass
 class Track:
-    """Detections of one face: frame number -> box [4] and points [5, 2]."""
+    """Detections of one face: frame number -> box [4] and points [5, 2], in rising order."""
 
     boxes: dict[int, np.ndarray] = field(default_factory=dict)
     points: dict[int, np.ndarray] = field(default_factory=dict)
@@ -25,23 +27,40 @@ class Track:
         return float((corners[:, 2:] - corners[:, :2]).sum(axis=1).mean())
 
     @property
+    def first(self) -> int:
+        return next(iter(self.boxes))
+
+    @property
     def last(self) -> int:
-        return next(reversed(self.boxes))  # entered in order
+        return next(reversed(self.boxes))
+
+    def longest_gap(self, total: int) -> int:
+        """Most frames in a row, of `total`, for which it was not seen."""
+        return int(np.diff([-1, *self.boxes, total]).max()) - 1
 
 
-def join_tracks(found: list[Detections], overlap: float, max_gap: int) -> list[Track]:
+def join_tracks(
+    found: Sequence[Detections],
+    overlap: float,
+    max_gap: int,
+    frames: Sequence[int] | None = None,
+    cuts: Sequence[int] = (),
+) -> list[Track]:
     """Tracks from detections per frame: each detection joins the track whose last box it overlaps most.
 
     Args:
         overlap: least intersection over union.
         max_gap: frames after which a track that finds no detection is closed.
+        frames: numbers of the frames that were looked at, rising; all from 0 on when None.
+        cuts: first frames of shots; a face after a cut is another track, be it at the same place.
     """
-    from pipeline.networks.retinaface import overlaps
+    from pipeline.networks.anchors import overlaps
 
     tracks: list[Track] = []
-    for frame, faces in enumerate(found):
+    for frame, faces in zip(range(len(found)) if frames is None else frames, found, strict=True):
         taken: set[int] = set()
-        live = [track for track in tracks if frame - track.last <= max_gap + 1]
+        shot = bisect(cuts, frame)
+        live = [track for track in tracks if frame - track.last <= max_gap + 1 and bisect(cuts, track.last) == shot]
         pairs = []
         for position, track in enumerate(live):
             if len(faces.boxes):

@@ -98,6 +98,7 @@ FIELDS: dict[str, Field] = {
             "faces",
             "face aligned to the 112 px template",
         ),
+        Field("track", "json", "object", (), "-", "faces", "how the face was chosen among several"),
         Field(
             "landmarks",
             "npy",
@@ -135,6 +136,7 @@ FIELDS: dict[str, Field] = {
             "facial expression feature",
         ),
         Field("wav", "wav", "int16", ("640F",), "PCM", "audio", "mono 16 kHz sound, cut to the video"),
+        Field("sync", "json", "object", (), "-", "sync", "offset of the sound in ms, and its confidence"),
         Field(
             "mel",
             "npy",

@@ -23,8 +23,9 @@ READS = {
     "landmarks": ("faces",),
     "lips": ("landmarks",),
     "identity": ("faces",),
-    "expression": ("landmarks",),
+    "expression": ("faces", "landmarks"),
     "audio": (),
+    "sync": ("audio", "faces"),
     "mel": ("audio",),
     "pitch": ("audio",),
     "energy": ("mel",),
@@ -158,7 +159,7 @@ def test_narrowing() -> None:
     world.run()
     world.settings |= {"faces": 1, "audio": 1}
     assert world.run(Selection(only=("audio",), shards="1-2")) == {("audio", "train-000001"), ("audio", "train-000002")}
-    follow = {"audio", "mel", "pitch", "energy", "speech"}
+    follow = {"audio", "sync", "mel", "pitch", "energy", "speech"}
     assert {stage for stage, _ in world.run(Selection(start="audio"))} == follow
     forced = world.run(Selection(only=("lips",), shards="0", force=True))
     assert forced == {("lips", "train-000000")}

@@ -115,6 +115,15 @@ def test_tracks_follow_faces_and_survive_short_absences() -> None:
     assert len(join_tracks(frames, 0.3, 3)) == 3  # five frames away is too long now
     cut = [detections((10, 10, 40))] * 10 + [detections((100, 100, 40))] * 10
     assert [len(track.boxes) for track in join_tracks(cut, 0.3, 12)] == [10, 10]
+    same_place = [detections((10, 10, 40))] * 20
+    assert [list(track.boxes) for track in join_tracks(same_place, 0.3, 12, cuts=[7, 15])] == [
+        [*range(7)],
+        [*range(7, 15)],
+        [*range(15, 20)],
+    ]
+    looked = [0, 5, 10, 15, 19]
+    assert [list(track.boxes) for track in join_tracks(same_place[:5], 0.3, 4, looked)] == [looked]
+    assert len(join_tracks(same_place[:5], 0.3, 3, looked)) == 4
 
 
 class Scripted:
@@ -146,6 +155,7 @@ ONE = detections((10, 10, 40))
 def test_clips_that_cannot_be_used(script: list[Detections], reason: Reason, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = np.zeros((60, 200, 3), np.uint8)
     monkeypatch.setattr("pipeline.media.decode_video", lambda *_: iter([frame] * len(script)))
+    monkeypatch.setattr("pipeline.media.decode_audio", lambda *_: np.zeros(0, np.float32))
     stage = Faces(FacesConfig(max_seconds=4))
     stage._detector = Scripted(script)  # type: ignore[assignment]
     with pytest.raises(Reject) as refused:
@@ -165,6 +175,27 @@ def test_gaps_are_filled_and_small_faces_behind_do_not_matter(monkeypatch: pytes
     fields = stage.run(Item(Clip("k", "k.mp4", "")))
     np.testing.assert_allclose(fields["boxes"][:, 0], 10 + np.arange(30), atol=1e-4)
     assert fields["face"].shape == (30, 112, 112, 3)
+    assert fields["track"]["by"] == "largest"
+
+
+def test_skipped_frames_are_bridged(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = np.zeros((60, 200, 3), np.uint8)
+    monkeypatch.setattr("pipeline.media.decode_video", lambda *_: iter([frame] * 28))
+    monkeypatch.setattr("pipeline.align.similarity", lambda *_: np.eye(2, 3))
+    stage = Faces(FacesConfig(every=5))
+    stage._detector = Scripted([detections((10 + t, 10, 40)) for t in (0, 5, 10, 15, 20, 25, 27)])  # type: ignore[assignment]
+    fields = stage.run(Item(Clip("k", "k.mp4", "")))
+    np.testing.assert_allclose(fields["boxes"][:, 0], 10 + np.arange(28), atol=1e-4)
+
+
+def test_a_face_after_a_cut_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    shots = [np.full((60, 200, 3), level, np.uint8) for level in (40, 200)]
+    monkeypatch.setattr("pipeline.media.decode_video", lambda *_: iter([shots[0]] * 30 + [shots[1]] * 30))
+    stage = Faces(FacesConfig())
+    stage._detector = Scripted([ONE] * 60)  # type: ignore[assignment]
+    with pytest.raises(Reject, match=r"shot changes at 1\.20 s") as refused:
+        stage.run(Item(Clip("k", "k.mp4", "")))
+    assert refused.value.reason is Reason.FACE_LOST
 
 
 def test_faces_are_upright_and_centred(visual: dict[str, Fields]) -> None:

