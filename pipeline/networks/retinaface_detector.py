@@ -123,6 +123,10 @@ def fold(module: nn.Module) -> None:
         before = name, child
 
 
+def _to_float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() for value in inputs)
+
+
 class RetinaFaceTorch:
     """Detector for batches of frames of one size, by torch.
 
@@ -136,7 +140,8 @@ class RetinaFaceTorch:
         path: checkpoint file.
         score, overlap, long_side: as for `RetinaFace`.
         device: where it runs.
-        precision: `bfloat16` rounds weights and activations; softmax and decoding stay in float32.
+        precision: `bfloat16` rounds weights and activations of backbone and neck. Heads, softmax and decoding stay in
+            float32: rounded scores near one would tie and leave suppression another anchor to keep.
 
     Raises:
         UserError: the checkpoint is unreadable or another network's; or the package is not there.
@@ -158,6 +163,9 @@ class RetinaFaceTorch:
         fold(module)
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         module = module.to(device, self._dtype)
+        for name in ("ClassHead", "BboxHead", "LandmarkHead"):
+            for head in module.get_submodule(name).children():
+                head.float().register_forward_pre_hook(_to_float32)
         self._network = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._inputs, self._device = variant.inputs, torch.device(device)
         self._score, self._overlap, self._long_side = score, overlap, long_side
@@ -168,11 +176,9 @@ class RetinaFaceTorch:
         small = shrink(frames, self._long_side)
         images = self._inputs.prepare(torch.from_numpy(small).to(self._device))
         offsets, logits, points = self._network(images.to(self._dtype))
-        scores = logits.float().softmax(dim=-1)[..., 1]
+        scores = logits.softmax(dim=-1)[..., 1]
         rows, anchors = torch.nonzero(scores >= self._score, as_tuple=True)
-        chosen = torch.cat(
-            [scores[rows, anchors, None], offsets[rows, anchors].float(), points[rows, anchors].float()], dim=1
-        )
-        values = chosen.cpu().numpy()
+        chosen = [scores[rows, anchors, None], offsets[rows, anchors], points[rows, anchors]]
+        values = torch.cat(chosen, dim=1).cpu().numpy()
         found = Survivors(rows.cpu().numpy(), anchors.cpu().numpy(), values[:, 0], values[:, 1:5], values[:, 5:])
         return decode(found, small.shape, frames[0].shape, self._overlap)
