@@ -26,7 +26,7 @@ from shards.storage import is_remote, local_path, open_uri
 FORMATS = ",".join(
     (
         # Containers of picture and sound. mov is also mp4, 3gp and f4v; matroska webm; mpeg vob; mpegts m2ts; asf wmv.
-        "mov,matroska,avi,mpeg,mpegts,flv,live_flv,kux,ogg,asf,asf_o,mxf,gxf,lxf,dv,rm,ivr,wtv,ty,pva,nut,nuv,nsv,swf",
+        "mov,matroska,avi,mpeg,mpegts,flv,live_flv,kux,ogg,asf,asf_o,mxf,lxf,dv,rm,ivr,wtv,ty,pva,nut,nuv,nsv,swf",
         "dhav,amv,smjpeg,cine,r3d,wav",
         # Streams without a container, and moving images.
         "mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,mpjpeg,dnxhd,yuv4mpegpipe",

@@ -64,7 +64,7 @@ class Painter:
     def _width(self, coded: Coded) -> int:
         """Width with square pixels: all lines stay, the width is scaled."""
         width, height, aspect = coded.frame.width, coded.frame.height, coded.aspect
-        if abs(aspect - 1) <= NEARLY_SQUARE:
+        if aspect == 1 or abs(aspect - 1) <= NEARLY_SQUARE:
             return width
         wanted = round(width * aspect)
         if not 1 / Fraction(_SQUEEZE) <= aspect <= _SQUEEZE or wanted < 1 or wanted * height > MAX_PIXELS:

@@ -14,7 +14,7 @@ from shards.storage import Object, Store, is_remote, local_path, open_store, ope
 MEDIA = frozenset((
     ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".ismv", ".mkv", ".webm", ".avi", ".divx",
     ".mpg", ".mpeg", ".mpe", ".m2p", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".wmv", ".asf", ".flv",
-    ".ogv", ".ogm", ".mxf", ".gxf", ".dv", ".dif", ".rm", ".rmvb", ".wtv", ".nut",
+    ".ogv", ".ogm", ".mxf", ".dv", ".dif", ".rm", ".rmvb", ".wtv", ".nut",
 ))
 # fmt: on
 """Endings of files that hold picture and sound. What a table names may end as it likes."""
