@@ -8,9 +8,11 @@ from bisect import bisect_right
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.media import count_frames, decode_audio, decode_video
+from pipeline.stage import Reason, Reject
 from tests.films import FRAMES, Film, click, indices, lag, shoot
 
 BIG = (256, 144)
@@ -76,6 +78,18 @@ def test_frames_and_sound_are_in_place(tmp_path: Path, film: Film) -> None:
     assert count_frames(path) == FRAMES
     if film.audio is not None:
         assert abs(lag(decode_audio(path))) <= film.lag
+
+
+@pytest.mark.parametrize("ending", ["h264", "mjpeg", "y4m", "ts", "mpg", "dv", "mxf", "gif", "rm", "av1", "m4v"])
+def test_other_bytes_under_an_ending_are_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"film.{ending}"
+    random = np.random.default_rng(3).bytes(30_000)
+    for data in (random, bytes(30_000), b"no film\n" * 3000, b"PK\3\4" + random):
+        path.write_bytes(data)
+        for read in (lambda: list(decode_video(str(path))), lambda: decode_audio(str(path))):
+            with pytest.raises(Reject) as caught:
+                read()
+            assert caught.value.reason in (Reason.UNREADABLE, Reason.NO_VIDEO)
 
 
 # ----------------------------------------------------------------------------------------------- frame rates
