@@ -342,3 +342,13 @@ def test_real_late_sound_is_late_by_240_ms(clips: Path) -> None:
     spectrum = np.fft.rfft(late, length) * np.conj(np.fft.rfft(straight, length))
     shift = int(np.argmax(np.fft.irfft(spectrum, length)))
     assert shift / 16_000 == pytest.approx(0.240, abs=0.005)
+
+
+def test_real_sound_that_begins_late_and_a_silent_track(clips: Path) -> None:
+    sound = decode_audio(str(next(clips.glob("09_*"))))
+    begin = int(np.flatnonzero(sound)[0]) / 16_000
+    assert begin == pytest.approx(2.43, abs=0.03)
+    assert len(sound) / 16_000 == pytest.approx(6.4, abs=0.1)
+    silent = decode_audio(str(next(clips.glob("14_*"))))
+    assert len(silent) / 16_000 == pytest.approx(4.0, abs=0.1)
+    assert not silent.any()
