@@ -55,7 +55,7 @@ def usual_points(network: torch.nn.Module, frame: np.ndarray, box: list[float]) 
     from face_alignment import utils
 
     x0, y0, x1, y1 = box
-    center, scale = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - 0.12 * (y1 - y0)]), (x1 - x0 + y1 - y0) / 195
+    center, scale = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - 0.12 * (y1 - y0)]), (x1 - x0 + y1 - y0) / 165
     crop = utils.crop(frame, center, scale).transpose(2, 0, 1)[None].astype(np.float32) / 255
     with torch.no_grad():
         x = torch.from_numpy(crop)

@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "check a dataset",
     "gc": "objects that are no longer needed",
     "export": "plain tars with chosen fields",
+    "units": "centroids of speech units",
     "train": "train on a dataset's shards",
     "synthesize": "silent video -> speech",
     "demo": "the whole job on a synthetic corpus",

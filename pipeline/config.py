@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,11 +20,22 @@ from pipeline.stages.mel import MelConfig
 from pipeline.stages.pitch import PitchConfig
 from pipeline.stages.speech import SpeechConfig
 from pipeline.stages.sync import SyncConfig
-from shards.config import Config
+from shards.config import Config, merge
 from shards.errors import UserError
 from shards.schema import FIELDS
 
-Profile = Literal["offline"]
+Profile = Literal["offline", "paper"]
+PROFILES: dict[str, dict[str, Any]] = {
+    "offline": {},
+    "paper": {
+        "faces": {"network": "retinaface_resnet50"},
+        "landmarks": {"network": "fan4"},
+        "identity": {"network": "iresnet50", "every": 1},
+        "expression": {"network": "swin"},
+        "speech": {"encoder": "hubert_large", "layer": 24, "clusters": 1000},
+    },
+}
+"""Defaults that a profile changes: `offline` runs small networks that packages carry, `paper` the paper's."""
 
 
 class PackConfig(Config):
@@ -67,7 +78,7 @@ class RunConfig(Config):
 
 
 class BuildConfig(Config):
-    """All of a build. Stage sections enter that stage's fingerprint."""
+    """All of a build. Stage sections enter that stage's fingerprint; keys that are left out come from the profile."""
 
     profile: Profile = "offline"
     source: SourceConfig = SourceConfig()
@@ -85,6 +96,13 @@ class BuildConfig(Config):
     pitch: PitchConfig = PitchConfig()
     energy: EnergyConfig = EnergyConfig()
     speech: SpeechConfig = SpeechConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_the_profile(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return merge(PROFILES.get(str(tree.get("profile", "offline")), {}), tree)
 
     @model_validator(mode="after")
     def _features_are_kept(self) -> BuildConfig:

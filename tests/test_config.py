@@ -46,3 +46,15 @@ def test_broken_files_are_one_clear_error(tmp_path: Path, text: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml"):
         load_config(BuildConfig, tmp_path / "none.yaml")
+
+
+def test_a_profile_lies_below_what_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text("profile: paper\nspeech:\n  clusters: 200\n")
+    config = load_config(BuildConfig, file, ["identity.network=iresnet100"])
+    assert (config.speech.encoder, config.speech.clusters) == ("hubert_large", 200)
+    assert (config.identity.network, config.identity.every) == ("iresnet100", 1)
+    assert config.landmarks.network == "fan4"
+    # Settings that a dataset stored are whole: they come back as they were.
+    assert load_config(BuildConfig, base=config.model_dump(mode="json")) == config
+    assert load_config(BuildConfig).speech.encoder == "whisper_tiny"

@@ -10,7 +10,7 @@ import yaml
 
 from model.config import PRESETS, ModelConfig
 from model.train_config import TINY, TrainConfig
-from pipeline.config import BuildConfig
+from pipeline.config import PROFILES, BuildConfig
 from pipeline.stage import Reason
 from shards.schema import FIELDS
 
@@ -20,10 +20,11 @@ FROM_THE_DATASET = {"identity_dim", "expression_dim", "timbre_dim", "units"}
 
 def test_configuration_shows_the_defaults() -> None:
     text = (DOCS / "configuration.md").read_text()
-    build, train, tiny, model, tiny_model = (
+    build, paper, train, tiny, model, tiny_model = (
         yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)
     )
     assert build == BuildConfig().model_dump(mode="json")
+    assert paper == PROFILES["paper"]
     assert train == TrainConfig().model_dump(mode="json")
     assert tiny == TINY
     defaults = ModelConfig().model_dump(mode="json")

