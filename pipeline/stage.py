@@ -115,18 +115,18 @@ class Stage(ABC, Generic[C]):
         reads, writes: schema field names; the optional ones among `writes` only where the settings ask for them.
         media: whether the stage decodes the source media itself.
         resources: per worker.
+        kept: fields of its own that stand for its network: an item that has them needs no other field and no network.
     """
 
-        kept: fields of its own that stand for its network: an item that has them needs no other field and no network.
     name: ClassVar[str]
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]]
     media: ClassVar[bool] = False
     resources: ClassVar[Resources] = Resources()
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: C, folder: Path | None = None) -> None:
-    kept: ClassVar[tuple[str, ...]] = ()
         """`folder` holds checkpoints of networks that no package carries; see `pipeline.networks.weights`."""
         self.config = config
         self.folder = folder
@@ -135,12 +135,14 @@ class Stage(ABC, Generic[C]):
         """The fields that it writes with its settings."""
         return tuple(name for name in self.writes if not FIELDS[name].optional)
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch, and so on a GPU where its worker is given one."""
+        return False
+
     def weights(self) -> Sequence[Path]:
         """Network files whose bytes decide the output; they enter the fingerprint."""
         return ()
 
-    def setup(self) -> None:
-        """Load networks; called once per worker before the first clip. Heavy imports belong here."""
     def codebook(self) -> Sequence[Path]:
         """Files besides, whose bytes decide the output but not the fields `kept`; they enter the fingerprint."""
         return ()
@@ -155,14 +157,16 @@ class Stage(ABC, Generic[C]):
         """Whether columns made so have all fields `kept`."""
         return False
 
+    def setup(self) -> None:
+        """Load networks; called once per worker before the first clip. Heavy imports belong here."""
         return
 
-    @abstractmethod
-    def run(self, item: Item) -> Fields:
     def setup_reuse(self) -> None:
         """As `setup`, for items that have the fields `kept`: without the network."""
         return
 
+    @abstractmethod
+    def run(self, item: Item) -> Fields:
         """Compute this stage's fields for one clip.
 
         Raises:
