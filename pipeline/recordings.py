@@ -25,7 +25,7 @@ from shards.storage import is_readable, is_remote
 
 VERSION = 1
 """Raise it whenever the same recording may be cut otherwise."""
-_ELSEWHERE = {"min_coverage", "rival", "rival_share", "min_frames", "max_seconds"}
+_ELSEWHERE = {"every", "cut", "min_coverage", "rival", "rival_share", "speaks", "lead", "min_frames", "max_seconds"}
 """Settings of the faces stage that say nothing about where a face is."""
 
 
@@ -123,7 +123,7 @@ def cut_recordings(
         UserError: a record is damaged, or two clips share a key.
     """
     recipe = scan_recipe(make_faces(config), config)
-    tasks = {clip.key: _task(clip, recipe) for clip in recordings if clip.digest}
+    tasks = {clip.key: task_of(clip, recipe) for clip in recordings if clip.digest}
     stored = sorted({task.shard for task in tasks.values() if f"{task.shard}.json" in sizes})
     with ThreadPoolExecutor(32 if is_remote(dataset.uri) else 1) as pool:
         found = pool.map(lambda name: load_record(dataset, Scan, f"{name}.json"), stored)
@@ -200,7 +200,8 @@ def scan_recording(dataset: Dataset, task: SegmentTask, recording: Clip, config:
     return publish_record(dataset, scan)
 
 
-def _task(clip: Clip, recipe: Recipe) -> SegmentTask:
+def task_of(clip: Clip, recipe: Recipe) -> SegmentTask:
+    """Looking through a recording; copies of one file share it."""
     part = "" if clip.start is None and clip.end is None else f"{clip.start} {clip.end}"
     mark = fingerprint("segment", recipe, {}, f"{clip.digest} {part}", 1)
     name = segments_record(clip.digest, mark).removesuffix(".json")

@@ -40,7 +40,7 @@ class SegmentConfig(Config):
         min_seconds: a shorter stay of a face is left out.
         max_seconds: a longer one is cut at the quietest place of its second half, again and again.
         every: faces are looked for in every such frame; segments begin and end at these.
-        cut: least difference of two frames across a shot change, 0 to 1.
+        cut: by how much the difference across a shot change, 0 to 1, exceeds that of the frames around it.
         background: a face smaller than this share of the largest one there does not count.
     """
 
@@ -168,8 +168,8 @@ def find_segments(recording: Clip, rules: Rules, detect: Detect) -> Found:
 def spans_of(stays: Sequence[Stay], config: SegmentConfig) -> list[Span]:
     """Spans of one shot in which the set of faces stays the same; parts shorter than `min_seconds` are left out.
 
-    A face counts where it lasts for `min_seconds` and is not a small one in the background of another. Spans begin and
-    end at frames in which all of their faces were seen.
+    A face counts where it lasts for `min_seconds` and is not a small one in the background of another. Spans begin when
+    all of their faces have been seen, and end when the first is seen for the last time.
     """
     least = config.min_seconds * VIDEO_RATE
     lasting = [stay for stay in stays if stay.end - stay.begin >= least]
