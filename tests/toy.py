@@ -27,7 +27,7 @@ from shards.reader import read_fields
 from shards.schema import FIELDS, SCHEMA_VERSION
 from shards.tar import write_tar
 
-WIDTHS = {"D_identity": 8, "D_expression": 6, "D_timbre": 5}
+WIDTHS = {"D_identity": 8, "D_expression": 6, "D_timbre": 5, "D_features": 3}
 CLUSTERS = 11
 RECIPES = {
     "speech": Recipe(version=1, settings={"clusters": CLUSTERS}, weights="s"),
@@ -60,6 +60,7 @@ def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
         "energy": steps,
         "units": random.integers(0, CLUSTERS, 2 * frames).astype(np.int16),
         "timbre": random.random(WIDTHS["D_timbre"], np.float32),
+        "features": random.random((2 * frames, WIDTHS["D_features"])).astype(np.float16),
     }
 
 
@@ -183,9 +184,10 @@ def digests(dataset: Dataset) -> dict[str, str]:
 
 
 def everything(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Key -> all fields of every packed clip."""
+    """Key -> all packed fields of every packed clip."""
+    fields = dataset.index().fields
     return {
-        clip.key: read_fields(dataset, shard, clip, list(FIELDS))
+        clip.key: read_fields(dataset, shard, clip, fields)
         for shard in dataset.index().shards
         for clip in shard.clips
     }
