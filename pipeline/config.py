@@ -67,6 +67,7 @@ class RunConfig(Config):
         cpus: processors to use on this machine when Ray is started here; None takes all.
         object_store_mb: shared memory of a Ray started here (only small records pass through it).
         retries: how often work that lost its worker is given out again.
+        gpus: share of a GPU for each worker of a stage whose network runs in torch; 0 keeps them on processors.
         weights: folder with checkpoints of the `paper` networks; None looks in the user's cache alone, and fetches.
     """
 
@@ -74,6 +75,7 @@ class RunConfig(Config):
     cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(256, ge=80)
     retries: int = Field(2, ge=0)
+    gpus: float = Field(0.0, ge=0)
     weights: Path | None = None
 
 

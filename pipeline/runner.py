@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.columns import Task
-from pipeline.config import RunConfig
+from pipeline.config import BuildConfig, RunConfig
 from pipeline.pack import PackTask
 from pipeline.recordings import SegmentTask
-from pipeline.registry import STAGES
+from pipeline.registry import STAGES, make_stage
 from pipeline.stage import Clip, Resources
-from pipeline.stages.faces import Faces
 from pipeline.worker import WORKER_ENV, Done, Worker
 from shards.errors import UserError
 from shards.signals import check_signals
@@ -36,7 +35,6 @@ import ray
 import ray.exceptions
 
 Work = Task | PackTask | SegmentTask
-_RESOURCES = {"pack": Resources(), "segment": Faces.resources, **{kind.name: kind.resources for kind in STAGES}}
 
 
 @contextmanager
@@ -99,9 +97,12 @@ class _Pool:
 class Runner:
     """Runs tasks on the Ray session that is open; workers stay from one `execute` to the next, until `close`."""
 
-    def __init__(self, worker_arguments: tuple[Any, ...], shards: Mapping[str, list[Clip]], retries: int) -> None:
-        self._args, self._shards = worker_arguments, shards
-        self._retries = retries
+    def __init__(self, uri: str, config: BuildConfig, shards: Mapping[str, list[Clip]]) -> None:
+        self._args, self._shards = (uri, config), shards
+        self._retries = config.run.retries
+        stages = {kind.name: make_stage(kind, config, None) for kind in STAGES}
+        self._resources = {name: stage.needs(config.run.gpus) for name, stage in stages.items()}
+        self._resources |= {"pack": Resources(), "segment": self._resources["faces"]}
         self._pools: dict[Resources, _Pool] = {}
         self._capacity = ray.cluster_resources()
 
@@ -183,11 +184,11 @@ class Runner:
         left = []
         for task in waiting:
             ready = not any((stage, task.shard) in open_marks for stage in task.reads)
-            actor = self._worker(_RESOURCES[task.stage]) if ready else None
+            actor = self._worker(self._resources[task.stage]) if ready else None
             if actor is None:
                 left.append(task)
             else:
-                pool = self._pools[_RESOURCES[task.stage]]
+                pool = self._pools[self._resources[task.stage]]
                 pool.busy[actor.run.remote(task, self._shards[task.shard], codebook)] = (actor, task)
         return left
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -138,6 +138,10 @@ class Stage(ABC, Generic[C]):
     def on_gpu(self) -> bool:
         """Whether its network runs in torch, and so on a GPU where its worker is given one."""
         return False
+
+    def needs(self, gpus: float) -> Resources:
+        """What one worker occupies, where those whose network may run on a GPU get a share `gpus` of one."""
+        return replace(self.resources, gpus=gpus) if self.on_gpu() else self.resources
 
     def weights(self) -> Sequence[Path]:
         """Network files whose bytes decide the output; they enter the fingerprint."""

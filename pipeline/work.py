@@ -52,8 +52,7 @@ class Crew:
 
         if self._runner is None:
             self._stack.enter_context(ray_session(self._config.run))
-            arguments = (self._dataset.store.uri, self._config)
-            self._runner = Runner(arguments, self._shards, self._config.run.retries)
+            self._runner = Runner(self._dataset.store.uri, self._config, self._shards)
             self._stack.callback(self._runner.close)
         total = sum(len(self._shards[task.shard]) for task in tasks)
         scans = all(isinstance(task, SegmentTask) for task in tasks)

@@ -41,6 +41,10 @@ class Expression(Stage[ExpressionConfig]):
     writes: ClassVar[tuple[str, ...]] = ("expression",)
     _network: ExpressionNetwork
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch."""
+        return self.config.network == "swin"
+
     def weights(self) -> Sequence[Path]:
         """The network's file, where there is one."""
         if self.config.network == "geometry":

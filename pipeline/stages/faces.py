@@ -93,6 +93,10 @@ class Faces(Stage[FacesConfig]):
     writes: ClassVar[tuple[str, ...]] = ("boxes", "points5", "face", "track")
     media: ClassVar[bool] = True
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch."""
+        return self.config.network.startswith("retinaface_")
+
     def weights(self) -> Sequence[Path]:
         """The detector's file."""
         return [detector_file(self.config, self.folder)]

@@ -54,6 +54,10 @@ class Identity(Stage[IdentityConfig]):
         """Of the ArcFace network."""
         return int(self.config.network.removeprefix("iresnet"))
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch."""
+        return self.config.network != "dlib"
+
     def weights(self) -> Sequence[Path]:
         """The network's file."""
         if self.config.network == "dlib":

@@ -58,6 +58,10 @@ class Landmarks(Stage[LandmarksConfig]):
     writes: ClassVar[tuple[str, ...]] = ("landmarks",)
     media: ClassVar[bool] = True
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch."""
+        return self.config.network != "dlib"
+
     def weights(self) -> Sequence[Path]:
         """The network's file."""
         if self.config.network == "dlib":

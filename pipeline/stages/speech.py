@@ -71,6 +71,10 @@ class Speech(Stage[SpeechConfig]):
         """All that it writes, features only where they are kept."""
         return self.writes if self.config.keep_features else super().gives()
 
+    def on_gpu(self) -> bool:
+        """Whether its network runs in torch."""
+        return True
+
     def weights(self) -> Sequence[Path]:
         """The encoder's file."""
         return encoder_files(self.config.encoder, self.folder)
