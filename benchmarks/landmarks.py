@@ -58,9 +58,9 @@ def usual_points(network: torch.nn.Module, frame: np.ndarray, box: list[float]) 
     center, scale = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - 0.12 * (y1 - y0)]), (x1 - x0 + y1 - y0) / 165
     crop = utils.crop(frame, center, scale).transpose(2, 0, 1)[None].astype(np.float32) / 255
     with torch.no_grad():
-        x = torch.from_numpy(crop)
+        x = torch.from_numpy(crop).to(next(network.parameters()).device)
         maps = network(x)[-1] + utils.flip(network(utils.flip(x))[-1], is_label=True)
-    points: np.ndarray = utils.get_preds_fromhm(maps.numpy(), center, scale)[1][0]
+    points: np.ndarray = utils.get_preds_fromhm(maps.cpu().numpy(), center, scale)[1][0]
     return points
 
 
