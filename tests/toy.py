@@ -187,7 +187,5 @@ def everything(dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Key -> all packed fields of every packed clip."""
     fields = dataset.index().fields
     return {
-        clip.key: read_fields(dataset, shard, clip, fields)
-        for shard in dataset.index().shards
-        for clip in shard.clips
+        clip.key: read_fields(dataset, shard, clip, fields) for shard in dataset.index().shards for clip in shard.clips
     }
