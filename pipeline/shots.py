@@ -18,6 +18,8 @@ import numpy as np
 
 SIZE = (64, 36)
 """Width and height of the small pictures."""
+_SAMPLED = (192, 108)
+"""Nine pixels of a frame make one of the small picture; the mean of all costs a tenth of a detector's time."""
 BINS = 8
 """Histogram bins per colour channel."""
 AROUND = 12
@@ -102,6 +104,8 @@ class ShotFinder:
 def _look(frame: np.ndarray) -> _Look:
     import cv2
 
+    if frame.shape[0] > _SAMPLED[1] and frame.shape[1] > _SAMPLED[0]:
+        frame = cv2.resize(frame, _SAMPLED, interpolation=cv2.INTER_NEAREST)
     small = cv2.resize(frame, SIZE, interpolation=cv2.INTER_AREA)
     places = (small // (256 // BINS)).astype(np.int64) @ np.array([BINS * BINS, BINS, 1])
     colours = np.bincount(places.ravel(), minlength=BINS**3) / places.size
