@@ -86,9 +86,11 @@ def bare_speech(
 
 def hubert_peer(setting: Setting, waves: list[np.ndarray]) -> Call:
     from transformers import HubertModel
+    from transformers.utils.logging import disable_progress_bar
 
     from pipeline.networks.hubert import SAFE, large
 
+    disable_progress_bar()
     usual: Any = HubertModel(large()).eval().requires_grad_(False)
     usual.save_pretrained((setting.folder / SAFE).parent)
     centroids = np.random.default_rng(1).standard_normal((1000, 1024)).astype(np.float32)

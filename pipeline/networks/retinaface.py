@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipeline.networks.anchors import (
@@ -80,6 +81,6 @@ class RetinaFace:
 def _planes(frame: np.ndarray) -> np.ndarray:
     """The network's input, float32 [1, 3, H, W], for an RGB frame [H, W, 3]."""
     planes = np.empty((1, 3, *frame.shape[:2]), np.float32)
-    for channel, mean in enumerate(MEAN_BGR):
-        np.subtract(frame[..., 2 - channel], np.float32(mean), out=planes[0, channel])
+    for channel, (plane, mean) in enumerate(zip(reversed(cv2.split(frame)), MEAN_BGR, strict=True)):
+        np.subtract(plane, np.float32(mean), out=planes[0, channel])
     return planes
