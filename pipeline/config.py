@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ class RunConfig(Config):
         object_store_mb: shared memory of a Ray started here (only small records pass through it).
         retries: how often work that lost its worker is given out again.
         gpus: share of a GPU for each worker of a stage whose network runs in torch; 0 keeps them on processors.
-        weights: folder with checkpoints of the `paper` networks; None looks in the user's cache alone, and fetches.
+        weights: folder with checkpoints of the `paper` networks; None takes the one that F2V_WEIGHTS names. What is not
+            there is looked for in the user's cache, and fetched.
     """
 
     ray_address: str | None = None
@@ -77,6 +79,12 @@ class RunConfig(Config):
     retries: int = Field(2, ge=0)
     gpus: float = Field(0.0, ge=0)
     weights: Path | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _from_anywhere(cls, folder: Path | None) -> Path | None:
+        folder = folder or (Path(os.environ["F2V_WEIGHTS"]) if os.environ.get("F2V_WEIGHTS") else None)
+        return folder.absolute() if folder else None  # workers may run in another folder
 
 
 class BuildConfig(Config):

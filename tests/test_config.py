@@ -58,3 +58,14 @@ def test_a_profile_lies_below_what_is_given(tmp_path: Path) -> None:
     # Settings that a dataset stored are whole: they come back as they were.
     assert load_config(BuildConfig, base=config.model_dump(mode="json")) == config
     assert load_config(BuildConfig).speech.encoder == "whisper_tiny"
+
+
+def test_the_folder_of_checkpoints_may_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("F2V_WEIGHTS", str(tmp_path))
+    assert load_config(BuildConfig).run.weights == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert load_config(BuildConfig, None, ["run.weights=nets"]).run.weights == tmp_path / "nets"
+    monkeypatch.setenv("F2V_WEIGHTS", "")
+    assert load_config(BuildConfig).run.weights is None

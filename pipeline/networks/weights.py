@@ -68,7 +68,7 @@ def find_checkpoint(checkpoint: Checkpoint, folder: Path | None) -> Path:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise UserError(
             f"{checkpoint.what}: no file {places}, and {source} cannot be fetched ({reason}); fetch it on another "
-            "machine, put it there, or name its folder with --weights"
+            "machine, put it there, or name its folder with --weights or F2V_WEIGHTS"
         ) from None
     return cached
 
