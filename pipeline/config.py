@@ -94,7 +94,7 @@ class BuildConfig(Config):
     source: SourceConfig = SourceConfig()
     segment: SegmentConfig = SegmentConfig()
     pack: PackConfig = PackConfig()
-    run: RunConfig = RunConfig()
+    run: RunConfig = Field(default_factory=RunConfig)  # looks at the environment
     faces: FacesConfig = FacesConfig()
     landmarks: LandmarksConfig = LandmarksConfig()
     lips: LipsConfig = LipsConfig()

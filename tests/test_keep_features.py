@@ -134,8 +134,12 @@ def test_given_centroids_reuse_too_and_say_what_differs(kept: Dataset, tmp_path:
 
 @pytest.mark.parametrize(
     ("changed", "selection"),
-    [({"layer": 2}, SOUND), ({"precision": "bfloat16"}, SOUND), ({"keep_features": False}, SOUND)]
-    + [({"seed": 2}, Selection(only=("speech",), force=True))],
+    [
+        ({"layer": 2}, SOUND),
+        ({"precision": "bfloat16"}, SOUND),
+        ({"keep_features": False}, SOUND),
+        ({"seed": 2}, Selection(only=("speech",), force=True)),
+    ],
 )
 def test_other_features_are_not_reused(kept: Dataset, changed: dict[str, Any], selection: Selection) -> None:
     _, planned = cells(kept.uri, config(**changed), selection)
