@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.errors import UserError
 from shards.storage import user_cache
 
 
@@ -30,7 +31,7 @@ def use_compiled_loops(fill: str, modules: Sequence[str]) -> None:
         modules: where those loops are written, by their dotted names; a package stands for all it holds.
 
     Raises:
-        subprocess.CalledProcessError: the filling process failed.
+        UserError: the filling process failed.
     """
     if "numba" in sys.modules:
         return
@@ -49,7 +50,10 @@ def use_compiled_loops(fill: str, modules: Sequence[str]) -> None:
             partial = tempfile.mkdtemp(prefix=f"{name}-partial-", dir=home)
             try:
                 environment = {**os.environ, "NUMBA_CACHE_DIR": partial}
-                subprocess.run([sys.executable, "-c", fill], check=True, env=environment, capture_output=True)
+                filled = subprocess.run([sys.executable, "-c", fill], env=environment, capture_output=True, text=True)
+                if filled.returncode:
+                    last = (filled.stderr.strip().splitlines() or [f"exit status {filled.returncode}"])[-1]
+                    raise UserError(f"compiled loops for {home / name} could not be made: {last}")
                 os.replace(partial, home / name)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)

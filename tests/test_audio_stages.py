@@ -251,7 +251,9 @@ def test_pitch_survives_a_clip_without_voice(sound: np.ndarray) -> None:
         assert np.array_equal(standardise(pitch, mode), np.zeros(20, np.float32))
 
 
-@pytest.mark.parametrize("settings_", [{"fmin": 20}, {"fmin": 300, "fmax": 200}, {"fmax": 9000}])
+@pytest.mark.parametrize(
+    "settings_", [{"fmin": 20}, {"fmin": 300, "fmax": 200}, {"fmax": 9000}, {"fmin": 200, "fmax": 300}]
+)
 def test_impossible_pitch_ranges_are_refused(settings_: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         PitchConfig(**settings_)

@@ -66,6 +66,15 @@ def test_loops_that_changed_get_a_store_of_their_own(tmp_path: Path, monkeypatch
     assert _store_name("fill otherwise", ["loops_of_a_test"]) != name()
 
 
+def test_a_failed_filling_is_one_line_and_leaves_no_store(tmp_path: Path) -> None:
+    code = "from pipeline.compiled import use_compiled_loops; use_compiled_loops('raise OSError(28, \"no room\")', [])"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("shards.errors.UserError: compiled loops")
+    assert done.stderr.splitlines()[-1].endswith("no room")
+    assert not [path for path in (tmp_path / "faces2voices").iterdir() if path.is_dir()]
+
+
 def test_a_home_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}

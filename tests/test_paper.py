@@ -56,7 +56,7 @@ def test_a_build_with_random_networks_of_full_size(
     assert all(values["expression"].shape[1] == 768 and values["units"].max() < 40 for values in clips.values())
     capsys.readouterr()
     assert main(["plan", str(tmp_path / "ds"), "--set", "speech.clusters=30", "--json", *folder]) == 0
-    cells = json.loads(capsys.readouterr().out)["cells"]["speech"].values()
+    cells = json.loads(capsys.readouterr().out)["stages"]["speech"].values()
     assert all("kept features are reused" in cell["why"] for cell in cells)
     assert main(["build", str(tmp_path / "ds"), "--set", "speech.clusters=30", *folder]) == 0
     after = everything(dataset)

@@ -121,7 +121,7 @@ def test_changed_media_are_noticed(corpus: Path, copy: Dataset, tmp_path: Path) 
     one, other = sorted((source / "train").rglob("*.mp4"))[:2]
     shutil.copy(one, other)
     summary = build(None, copy.uri, small_build())
-    assert summary.tasks == 10  # every stage of the one shard
+    assert summary.tasks == 11  # every stage of the one shard
     key = other.relative_to(source).with_suffix("").as_posix()
     row = next(row for row in copy.clips() if row.key == key)
     assert row.digest == LocalStore(str(one.parent)).sha256(one.name)

@@ -16,6 +16,10 @@ from shards.schema import HOP, SAMPLE_RATE
 Backend = Literal["fast", "librosa"]
 
 
+NARROWEST = 1.7
+"""Least ratio of the bounds: pYIN wants as many bins, ten a semitone, as its pitch may cross from frame to frame (91)."""
+
+
 class PitchConfig(Config):
     """Range of the search in Hz. The lower bound must leave two periods in the window of 1280 samples."""
 
@@ -28,6 +32,8 @@ class PitchConfig(Config):
     def _ordered(self) -> PitchConfig:
         if self.fmin >= self.fmax:
             raise ValueError(f"pitch.fmin {self.fmin:g} must be below pitch.fmax {self.fmax:g}")
+        if self.fmax < NARROWEST * self.fmin:
+            raise ValueError(f"pitch.fmax {self.fmax:g} must be at least {NARROWEST:g} times pitch.fmin {self.fmin:g}")
         return self
 
 
@@ -35,8 +41,7 @@ class Pitch(Stage[PitchConfig]):
     """Reads `wav`, writes `pitch`, float32 [2F] in Hz, NaN where unvoiced (a whole clip may be)."""
 
     name: ClassVar[str] = "pitch"
-    # The backends agree in every bit, so the column that librosa wrote before there was a choice is still version 1.
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 1  # both backends': they agree in every bit
     reads: ClassVar[tuple[str, ...]] = ("wav",)
     writes: ClassVar[tuple[str, ...]] = ("pitch",)
 
