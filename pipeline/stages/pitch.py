@@ -17,7 +17,7 @@ Backend = Literal["fast", "librosa"]
 
 
 NARROWEST = 1.7
-"""Least ratio of the bounds: pYIN wants as many bins, ten a semitone, as its pitch may cross from frame to frame (91)."""
+"""Least ratio of the bounds: pYIN wants at least the 91 bins, ten a semitone, that its pitch may cross in a frame."""
 
 
 class PitchConfig(Config):
