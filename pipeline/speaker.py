@@ -153,7 +153,8 @@ def choose_speaker(motions: Sequence[np.ndarray], flux: np.ndarray, least: float
     """
     scores, best, lead = _leader(motions, flux)
     decided = scores[best] >= least and lead >= margin
-    for begin in range(0, max(len(flux) - WINDOW, 0) + 1, WINDOW // 2):
+    last = max(len(flux) - WINDOW, 0)
+    for begin in {*range(0, last, WINDOW // 2), last}:
         part = slice(begin, begin + WINDOW)
         scores_there, best_there, lead_there = _leader([motion[part] for motion in motions], flux[part])
         if best_there != best and scores_there[best_there] >= least and lead_there >= margin:

@@ -89,6 +89,16 @@ def test_faces_that_take_turns_are_not_decided(people: dict[str, tuple[np.ndarra
     assert choose_speaker([np.concatenate([one, two]), np.zeros(2 * LENGTH)], flux, 0.3, 0.15).decided
 
 
+@pytest.mark.parametrize("rest", range(25))
+def test_a_turn_at_the_end_is_seen(rest: int) -> None:
+    """Whatever the length: no frame is in none of the parts."""
+    random = np.random.default_rng(3)
+    flux = 10 * np.convolve(random.normal(size=200), np.ones(5) / 5, "valid")[: 150 + rest]
+    turn = np.arange(len(flux)) >= len(flux) - 50
+    choice = choose_speaker([np.where(turn, 0, flux), np.where(turn, flux, 0)], flux, 0.3, 0.15)
+    assert (choice.best, choice.decided) == (0, False)
+
+
 def test_clip_of_two_faces_by_its_parts(clips: Path, stage: Faces) -> None:
     path = next(clips.glob("08_*"))
     for start, end, side in ((0.0, 3.0, 0), (3.0, 6.0, 1)):
