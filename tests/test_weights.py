@@ -15,7 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.networks.weights import Checkpoint, find_checkpoint, load_strict, load_tensors
+from pipeline.networks.weights import (
+    Checkpoint,
+    MissingCheckpoint,
+    fetch_all,
+    find_checkpoint,
+    load_strict,
+    load_tensors,
+    no_fetching,
+)
 from shards.errors import UserError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -76,7 +84,7 @@ def test_a_folder_comes_before_the_cache_and_the_cache_before_the_web(
     assert find_checkpoint(wanted, folder) == folder / "net.pth"
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "other bytes", "no server"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "other bytes", "no server", "a portal's page"])
 def test_a_failed_fetch_leaves_nothing_and_names_url_and_path(
     fault: str, home: Path, site: tuple[str, type[_Answers]]
 ) -> None:
@@ -85,6 +93,8 @@ def test_a_failed_fetch_leaves_nothing_and_names_url_and_path(
     if fault != "missing":
         answers.files["/net.pth"] = bytes(100_000)
     digest = "00" if fault == "other bytes" else ""
+    if fault == "a portal's page":
+        answers.files["/net.pth"] = b"<html><body>Please log in"
     if fault == "no server":
         url = "http://127.0.0.1:9"
     with pytest.raises(UserError) as caught:
@@ -95,6 +105,40 @@ def test_a_failed_fetch_leaves_nothing_and_names_url_and_path(
     assert str(home / "net.pth") in message
     assert "--weights" in message
     assert not [path for path in home.iterdir() if path.name != ".lock"]
+
+
+def test_nothing_is_fetched_where_that_is_not_wanted_or_not_all_can_be(
+    home: Path, tmp_path: Path, site: tuple[str, type[_Answers]]
+) -> None:
+    url, answers = site
+    whole = write(tmp_path / "whole.pth", "plain").read_bytes()
+    answers.files |= {"/a.pth": whole, "/b.pth": whole}
+    here, there = (Checkpoint(f"network {name}", f"{name}.pth", f"{url}/{name}.pth") for name in "ab")
+    own = Checkpoint("network c", "c.pth", hint="ask the authors")
+    gaps = []
+    with no_fetching():
+        for checkpoint in (here, there, own):
+            with pytest.raises(MissingCheckpoint) as caught:
+                find_checkpoint(checkpoint, None)
+            gaps.append(caught.value)
+    assert not home.exists()
+    with pytest.raises(UserError) as refused:
+        fetch_all(gaps)
+    for words in ("a.pth", f"{url}/b.pth", "c.pth", "ask the authors"):
+        assert words in str(refused.value)
+    assert not home.exists()
+    fetch_all(gaps[:2])
+    assert find_checkpoint(there, None).read_bytes() == whole
+    answers.files.clear()
+    (home / "a.pth").unlink()
+    (home / "b.pth").unlink()
+    with pytest.raises(UserError, match=r"a\.pth.*404|Not Found.*b\.pth"):
+        fetch_all(gaps[:2])
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"typo: no such folder.*--weights"):
+        find_checkpoint(Checkpoint("the network", "net.pth", "http://x/net.pth"), tmp_path / "typo")
 
 
 def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
@@ -168,20 +212,71 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.M
     assert not Path("ran").exists()
 
 
+class _Script(nn.Module):
+    """Tensors of every kind that a network has, some of them views of one storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(5, 5, bias=False))
+        self.few = nn.Parameter(torch.randn(3).half())
+        whole = torch.arange(24)
+        self.register_buffer("turned", whole.reshape(4, 6).T)
+        self.register_buffer("part", whole[7:11])
+        self.sizes = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stack(x)
+
+
+class _Running(_Script):
+    """Its archive has a method that is called when it is loaded."""
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.few, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        assert False, "it ran"  # noqa: B011, PT015
+
+
+def test_a_torchscript_archive_is_read_and_not_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.jit.script(_Script()).save(str(tmp_path / "s.zip"))
+    wanted = torch.jit.load(str(tmp_path / "s.zip")).state_dict()
+    found = load_tensors(tmp_path / "s.zip", "the network")
+    assert found.keys() == wanted.keys()
+    assert len(found) > 8
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+    torch.jit.script(_Running()).save(str(tmp_path / "runs.zip"))
+    with pytest.raises(torch.jit.Error, match="it ran"):
+        torch.jit.load(str(tmp_path / "runs.zip"))
+    with pytest.raises(UserError, match="plain tensors"):
+        load_tensors(tmp_path / "runs.zip", "the network")
+
+
 def test_damage_and_other_content_are_one_line(tmp_path: Path) -> None:
     whole = write(tmp_path / "net.pth", "plain").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.safetensors").write_bytes(b"not tensors at all")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({0: torch.ones(2)}, tmp_path / "numbered.pth")
+    (tmp_path / "portal.pth").write_bytes(b"<html><body>Please log in")
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr("a", b"")
         archive.writestr("b", b"")
-    for name in ("cut.pth", "empty.pth", "text.safetensors", "list.pth", "two.zip", "absent.pth"):
+    more = ("numbered.pth", "portal.pth")
+    for name in ("cut.pth", "empty.pth", "text.safetensors", "list.pth", "two.zip", "absent.pth", *more):
         with pytest.raises(UserError, match="the network") as caught:
             load_tensors(tmp_path / name, "the network")
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+    with pytest.raises(UserError, match=r"begins with b'<html>.*fetch it again"):
+        load_tensors(tmp_path / "portal.pth", "the network")
 
 
 def test_tensors_of_another_network_are_named(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import http.client
-import pickle
-import struct
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 FOLDER = "weights"
 """Where fetched files lie in the user's cache."""
 CHUNK = 1 << 20
+HEAD = 16
+"""Bytes that say what kind of file it is."""
 MAX_UNPACKED = 8 << 30
 """Bytes that a checkpoint inside a zip file may unpack to."""
 
@@ -47,30 +50,86 @@ class Checkpoint:
     hint: str = ""
 
 
+class MissingCheckpoint(UserError):
+    """A checkpoint is not at hand. It can be fetched where its `url` is known.
+
+    Attributes:
+        checkpoint: that is missing; `folder` it was looked for in, before the user's cache.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path | None) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        what = f"{checkpoint.what}: no file {places(checkpoint, folder)}"
+        super().__init__(f"{what}; {checkpoint.hint or f'it is published as {checkpoint.url}'}")
+
+
+_fetching: ContextVar[bool] = ContextVar("fetching", default=True)
+
+
+@contextmanager
+def no_fetching() -> Iterator[None]:
+    """In this block `find_checkpoint` raises `MissingCheckpoint` rather than fetch a file."""
+    token = _fetching.set(False)
+    try:
+        yield
+    finally:
+        _fetching.reset(token)
+
+
 def find_checkpoint(checkpoint: Checkpoint, folder: Path | None) -> Path:
     """The checkpoint's file: in `folder`, else in the user's cache, else fetched from its public home into that cache.
 
     Raises:
-        UserError: it is in neither and cannot be fetched, or its sha256 is another.
+        MissingCheckpoint: it is in neither, and has no public home or is not to be fetched now.
+        UserError: it cannot be fetched, its sha256 is another, or there is no such folder.
     """
-    cached = user_cache() / FOLDER / checkpoint.file
-    for path in (folder / checkpoint.file if folder else cached, cached):
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, for {checkpoint.what}; name the checkpoints' folder with --weights")
+    for path in _paths(checkpoint, folder):
         if path.is_file():
             return _checked(checkpoint, path)
-    wanted = [str(folder / checkpoint.file)] if folder else []
-    places = " or ".join([*wanted, str(cached)])
-    source = checkpoint.url or checkpoint.hint
-    if not checkpoint.url:
-        raise UserError(f"{checkpoint.what}: no file {places}; {source}")
-    try:
-        _fetch(checkpoint, cached)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{checkpoint.what}: no file {places}, and {source} cannot be fetched ({reason}); fetch it on another "
-            "machine, put it there, or name its folder with --weights or F2V_WEIGHTS"
-        ) from None
-    return cached
+    missing = MissingCheckpoint(checkpoint, folder)
+    if not (_fetching.get() and checkpoint.url):
+        raise missing
+    return fetch_all([missing])[0]
+
+
+def fetch_all(missing: Sequence[MissingCheckpoint]) -> list[Path]:
+    """Fetch files into the user's cache; nothing is fetched unless all can be.
+
+    Raises:
+        UserError: names all that are missing, because some have to be supplied by hand or one cannot be fetched.
+    """
+    unique = {gap.checkpoint.file: gap for gap in missing}
+    gaps = list(unique.values())
+    if not all(gap.checkpoint.url for gap in gaps):
+        raise UserError("; ".join(str(gap) for gap in sorted(gaps, key=lambda gap: bool(gap.checkpoint.url))))
+    found = []
+    for number, gap in enumerate(gaps):
+        checkpoint = gap.checkpoint
+        path = _paths(checkpoint, None)[0]
+        try:
+            _fetch(checkpoint, path)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            others = "".join(f"; {other}" for other in gaps[number + 1 :])
+            raise UserError(
+                f"{checkpoint.what}: no file {places(checkpoint, gap.folder)}, and {checkpoint.url} cannot be fetched "
+                f"({reason}); fetch it on another machine, put it there, or name its folder with --weights or "
+                f"F2V_WEIGHTS{others}"
+            ) from None
+        found.append(path)
+    return found
+
+
+def places(checkpoint: Checkpoint, folder: Path | None) -> str:
+    """Where a checkpoint's file is looked for, in words."""
+    return " or ".join(str(path) for path in _paths(checkpoint, folder))
+
+
+def _paths(checkpoint: Checkpoint, folder: Path | None) -> list[Path]:
+    cached = user_cache() / FOLDER / checkpoint.file
+    return [folder / checkpoint.file, cached] if folder else [cached]
 
 
 def _checked(checkpoint: Checkpoint, path: Path) -> Path:
@@ -103,10 +162,11 @@ def _fetch(checkpoint: Checkpoint, path: Path) -> None:
         request = urllib.request.Request(checkpoint.url, headers={"User-Agent": "faces2voices"})
         store = open_store(str(path.parent))
         with urllib.request.urlopen(request, timeout=60) as answer, store.draft() as draft:
-            digest, seen = hashlib.sha256(), 0
+            digest, seen, head = hashlib.sha256(), 0, b""
             size = int(answer.headers.get("Content-Length") or 0)
             with Progress(f"fetch {checkpoint.file}", size >> 20, "MB") as progress:
                 while data := answer.read(CHUNK):
+                    head = (head + data)[:HEAD] if len(head) < HEAD else head
                     digest.update(data)
                     draft.stream.write(data)
                     progress.advance((seen + len(data) >> 20) - (seen >> 20))
@@ -115,14 +175,28 @@ def _fetch(checkpoint: Checkpoint, path: Path) -> None:
                 raise OSError(f"it broke off after {seen} of {size} bytes")
             if not digest.hexdigest().startswith(checkpoint.sha256):
                 raise OSError(f"its sha256 is {digest.hexdigest()}, published is {checkpoint.sha256}")
+            if not checkpoint.sha256 and not _is_tensors(head):
+                raise OSError(f"what it gives is no file of tensors: {_beginning(head)}")
             draft.publish(path.name)
+
+
+def _is_tensors(head: bytes) -> bool:
+    """Whether a file may be a zip, a pickle or safetensors, by its first bytes."""
+    return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[8:9] == b"{"
+
+
+def _beginning(head: bytes) -> str:
+    """What a file begins with, in words."""
+    if not head:
+        return "it is empty"
+    return f"it begins with {head!r}"
 
 
 def load_tensors(path: Path, what: str, inside: tuple[str, ...] = ("state_dict", "model")) -> dict[str, Tensor]:
     """Tensors by name of a checkpoint file, on the CPU.
 
-    Reads safetensors, what `torch.save` writes (tensors and plain containers alone), TorchScript archives, and zip
-    files that hold one of these. A prefix `module.` that all names share is taken off.
+    Reads safetensors, what `torch.save` writes (tensors and plain containers alone), the tensors of TorchScript
+    archives, and zip files that hold one of these. A prefix `module.` that all names share is taken off.
 
     Args:
         what: the network, in words for messages.
@@ -133,27 +207,25 @@ def load_tensors(path: Path, what: str, inside: tuple[str, ...] = ("state_dict",
     """
     import torch
 
+    head = b""
     try:
         with open(path, "rb") as stream:
+            head = stream.read(HEAD)
+            stream.seek(0)
             tree = _read(stream, path.suffix)
     except OSError as error:
         raise UserError(f"{what} {path}: cannot be read ({error.strerror or error})") from None
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} {path}: damaged, or no file of plain tensors ({words}); fetch it again") from None
+    except Exception:  # a damaged file can fail in any way, and torch's words recommend to run what is in it
+        kind = "damaged, or holds more than plain tensors" if _is_tensors(head) else "no file of plain tensors"
+        raise UserError(f"{what} {path}: {kind} ({_beginning(head)}); delete it and fetch it again") from None
     if isinstance(tree, dict):
         name = next((name for name in inside if isinstance(tree.get(name), dict)), None)
         tree = tree[name] if name else tree
-    if not isinstance(tree, dict) or not tree or not all(isinstance(value, torch.Tensor) for value in tree.values()):
-        raise UserError(f"{what} {path}: holds no table of tensors")
+    plain = isinstance(tree, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tree.items()
+    )
+    if not plain or not tree:
+        raise UserError(f"{what} {path}: holds no table of tensors by name")
     if all(name.startswith("module.") for name in tree):
         tree = {name.removeprefix("module."): value for name, value in tree.items()}
     return tree
@@ -163,22 +235,21 @@ def _read(stream: BinaryIO, suffix: str) -> Any:
     import torch
 
     if suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        try:
-            return load(stream.read())
-        except SafetensorError as error:
-            raise ValueError(error) from None
+        return load(stream.read())
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
             names = [info for info in archive.infolist() if not info.is_dir()]
+            if sum(info.file_size for info in names) > MAX_UNPACKED:
+                raise ValueError(f"more than {MAX_UNPACKED} bytes")
             if any("/code/" in info.filename for info in names):
-                stream.seek(0)
-                return dict(torch.jit.load(stream, map_location="cpu").state_dict())
+                from pipeline.networks.torchscript import read_archive
+
+                return read_archive(archive)
             if not any(info.filename.endswith("data.pkl") for info in names):
-                if len(names) != 1 or names[0].file_size > MAX_UNPACKED:
-                    raise ValueError(f"a zip file of {len(names)} files, expected one of at most {MAX_UNPACKED} bytes")
+                if len(names) != 1:
+                    raise ValueError(f"a zip file of {len(names)} files")
                 return _read(BytesIO(archive.read(names[0])), Path(names[0].filename).suffix)
     stream.seek(0)
     return torch.load(stream, map_location="cpu", weights_only=True)
