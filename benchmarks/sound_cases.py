@@ -11,8 +11,7 @@ import torch
 from benchmarks import peers
 from benchmarks.cases import Call, Case, Setting, each, ready, seconds_of, whole
 from pipeline.batches import in_batches
-from pipeline.networks.crops import DTYPES
-from pipeline.networks.device import Precision
+from pipeline.networks.device import Precision, compute_type
 from pipeline.stage import Clip, Item
 from pipeline.stages.pitch import Pitch, PitchConfig, track_pitch
 from pipeline.stages.speech import Speech, SpeechConfig
@@ -76,11 +75,11 @@ def bare_speech(
     if encoder == "hubert_large":
         from pipeline.networks.hubert import prepare
 
-        inputs = [torch.from_numpy(prepare(wave))[None].to(device, DTYPES[precision]) for wave in waves]
+        inputs = [torch.from_numpy(prepare(wave))[None].to(device, compute_type(precision)) for wave in waves]
         return lambda x: network._network(x), inputs
     from pipeline.networks.whisper import whisper_mel
 
-    mels = [torch.from_numpy(whisper_mel(wave).T)[None].to(device, DTYPES[precision]) for wave in waves]
+    mels = [torch.from_numpy(whisper_mel(wave).T)[None].to(device, compute_type(precision)) for wave in waves]
     return lambda mel: network(mel, 3), mels
 
 

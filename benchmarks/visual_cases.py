@@ -19,9 +19,10 @@ from benchmarks.cases import Case, Setting, decoding, each, ready, seconds_of, w
 from pipeline.media import decode_video
 from pipeline.networks.anchors import shrink
 from pipeline.networks.crops import BATCH as CROPS
-from pipeline.networks.crops import DTYPES
+from pipeline.networks.detector import BATCH
+from pipeline.networks.device import compute_type
 from pipeline.stages.expression import Expression, ExpressionConfig
-from pipeline.stages.faces import BATCH, Faces, FacesConfig
+from pipeline.stages.faces import Faces, FacesConfig
 from pipeline.stages.identity import Identity, IdentityConfig
 from pipeline.stages.landmarks import Landmarks, LandmarksConfig
 from shards.schema import VIDEO_RATE
@@ -35,6 +36,7 @@ class Replayed:
 
     def __init__(self, detector: Any, found: Iterator[Any]) -> None:
         self.detector, self.found = detector, found
+        self.batch, self.on_gpu = detector.batch, detector.on_gpu
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Any]:
         self.detector.detect(frames)
@@ -70,7 +72,9 @@ def faces(setting: Setting, network: str, frames: int | None) -> Case:
     for precision in setting.precisions:
         stage = ready(Faces(FacesConfig(network=network, precision=precision), setting.folder))
         detector = stage._detector
-        fed = [detector._inputs.prepare(torch.from_numpy(b).to(setting.device)).to(DTYPES[precision]) for b in small]
+        fed = [
+            detector._inputs.prepare(torch.from_numpy(b).to(setting.device)).to(compute_type(precision)) for b in small
+        ]
         with torch.inference_mode():
             scores = detector._network(fed[0])[1].softmax(-1)[..., 1].flatten()
         limit = float(scores.topk(PASSING * len(fed[0])).values[-1])
@@ -178,7 +182,7 @@ def identity_arcface(setting: Setting, frames: int = 24) -> Case:
         config = IdentityConfig(network="iresnet50", every=1, precision=precision)
         stage = ready(Identity(config, setting.folder))
         case.ours[precision] = whole(stage, items)
-        fed = crop_tensors(crops, DTYPES[precision], setting.device)
+        fed = crop_tensors(crops, compute_type(precision), setting.device)
         case.bare[precision] = each(stage._network._network, fed)
     return case
 
@@ -199,6 +203,6 @@ def expression_swin(setting: Setting, frames: int = 24) -> Case:
     for precision in setting.precisions:
         stage = ready(Expression(ExpressionConfig(network="swin", precision=precision), setting.folder))
         case.ours[precision] = whole(stage, items)
-        fed = crop_tensors(crops, DTYPES[precision], setting.device)
+        fed = crop_tensors(crops, compute_type(precision), setting.device)
         case.bare[precision] = each(stage._network._network, fed)
     return case

@@ -34,7 +34,11 @@ def bucket(lengths: Sequence[int], budget: int, waste: float = WASTE) -> list[li
 
 
 def in_batches(
-    items: Iterable[T], length: Callable[[T], int], budget: int, work: Callable[[list[T]], Sequence[R]]
+    items: Iterable[T],
+    length: Callable[[T], int],
+    budget: int,
+    work: Callable[[list[T]], Sequence[R]],
+    waste: float = WASTE,
 ) -> Iterator[tuple[T, R]]:
     """Each item with its result, in order, computed in batches as `bucket` forms them.
 
@@ -49,16 +53,20 @@ def in_batches(
         held.append(item)
         total += length(item)
         if total >= SORTED * budget:
-            yield from _work_off(held, length, budget, work)
+            yield from _work_off(held, length, budget, work, waste)
             held, total = [], 0
-    yield from _work_off(held, length, budget, work)
+    yield from _work_off(held, length, budget, work, waste)
 
 
 def _work_off(
-    items: Sequence[T], length: Callable[[T], int], budget: int, work: Callable[[list[T]], Sequence[R]]
+    items: Sequence[T],
+    length: Callable[[T], int],
+    budget: int,
+    work: Callable[[list[T]], Sequence[R]],
+    waste: float,
 ) -> Iterator[tuple[T, R]]:
     results: dict[int, R] = {}
-    for batch in bucket([length(item) for item in items], budget):
+    for batch in bucket([length(item) for item in items], budget, waste):
         results.update(zip(batch, work([items[position] for position in batch]), strict=True))
     for position, item in enumerate(items):
         yield item, results[position]

@@ -20,6 +20,7 @@ from pipeline.batches import in_batches
 from pipeline.columns import Column, load_column, read_members
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.networks.device import pick_device
 from pipeline.networks.encoders import Floats, make_encoder
 from pipeline.stages.audio import Audio
 from pipeline.stages.speech import Speech
@@ -136,7 +137,9 @@ def _features(
     import torch
 
     speech = config.speech
-    encoder = make_encoder(speech.encoder, speech.layer, config.run.weights, speech.precision)
+    # In the process that builds, so by the word of the settings: it sees every GPU that there is.
+    device = pick_device() if config.run.gpus else torch.device("cpu")
+    encoder = make_encoder(speech.encoder, speech.layer, config.run.weights, speech.precision, device)
 
     def work(batch: list[tuple[Column, str]]) -> list[Floats]:
         fresh = [clip for clip in batch if not has(clip)]
@@ -149,7 +152,7 @@ def _features(
     torch.set_num_threads(1)
     try:
         lengths = {clip[1]: MEL_PER_FRAME * clip[0].clips[clip[1]].frames for clip in clips}
-        for _, values in in_batches(clips, lambda clip: lengths[clip[1]], encoder.budget, work):
+        for _, values in in_batches(clips, lambda clip: lengths[clip[1]], encoder.budget, work, encoder.waste):
             yield values
     finally:
         torch.set_num_threads(threads)

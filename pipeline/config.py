@@ -80,6 +80,13 @@ class RunConfig(Config):
     gpus: float = Field(0.0, ge=0)
     weights: Path | None = None
 
+    @field_validator("gpus")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and not gpus.is_integer():
+            raise ValueError("a share of one GPU (at most 1), or a whole number of GPUs")
+        return gpus
+
     @field_validator("weights")
     @classmethod
     def _from_anywhere(cls, folder: Path | None) -> Path | None:

@@ -70,7 +70,10 @@ def estimate(
     elif clips:
         unknown.append("pack")
     cpus = config.run.cpus or os.cpu_count() or 1
-    return Estimate(sum(work.values()) / cpus, work, round(columns), round(packed), unknown, cpus)
+    # Workers share all but the fit, which one thread encodes for before the rest can go on.
+    alone = work.get("codebook", 0.0)
+    seconds = alone + (sum(work.values()) - alone) / cpus
+    return Estimate(seconds, work, round(columns), round(packed), unknown, cpus)
 
 
 def _clips(refs: Sequence[ColumnRef]) -> int:

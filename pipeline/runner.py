@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.pack import PackTask
 from pipeline.recordings import SegmentTask
 from pipeline.registry import STAGES, make_stage
 from pipeline.stage import Clip, Resources
-from pipeline.worker import WORKER_ENV, Done, Worker
+from pipeline.worker import Done, Worker, worker_env
 from shards.errors import UserError
 from shards.signals import check_signals
 
@@ -85,6 +85,40 @@ def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:
     return UserError(f"{where}: {cause!r}\n{error}")
 
 
+def actor_options(resources: Resources) -> dict[str, Any]:
+    """What Ray is told of a worker."""
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "runtime_env": {"env_vars": worker_env(resources)},
+    }
+
+
+def check_room(workers: Iterable[Resources], machines: Sequence[Mapping[str, float]]) -> None:
+    """See that each kind of worker finds room on some machine.
+
+    Args:
+        machines: what each machine of the cluster has, as Ray names it.
+
+    Raises:
+        UserError: what is asked for is on no machine.
+    """
+    for wanted in workers:
+        if any(wanted.cpus <= has.get("CPU", 0) and wanted.gpus <= has.get("GPU", 0) for has in machines):
+            continue
+        cpus, gpus = (max((has.get(name, 0) for has in machines), default=0) for name in ("CPU", "GPU"))
+        if wanted.gpus > gpus:
+            there = f"no machine of the cluster has more than {gpus:g}" if gpus else "the cluster has no GPU"
+            raise UserError(f"run.gpus = {wanted.gpus:g}, but {there}; run.gpus=0 keeps networks on processors")
+        if wanted.cpus > cpus:
+            raise UserError(
+                f"a worker needs {wanted.cpus:g} processor, but no machine of the cluster has more than {cpus:g}"
+            )
+        raise UserError(
+            f"a worker needs {wanted.cpus:g} processor and {wanted.gpus:g} GPU (run.gpus), but no machine has both"
+        )
+
+
 @dataclass
 class _Pool:
     """Workers of one resource request; `busy` maps the running call to its worker and task."""
@@ -95,7 +129,11 @@ class _Pool:
 
 
 class Runner:
-    """Runs tasks on the Ray session that is open; workers stay from one `execute` to the next, until `close`."""
+    """Runs tasks on the Ray session that is open; workers stay from one `execute` to the next, until `close`.
+
+    Raises:
+        UserError: no machine has what a worker needs.
+    """
 
     def __init__(self, uri: str, config: BuildConfig, shards: Mapping[str, list[Clip]]) -> None:
         self._args, self._shards = (uri, config), shards
@@ -104,6 +142,7 @@ class Runner:
         self._resources = {name: stage.needs(config.run.gpus) for name, stage in stages.items()}
         self._resources |= {"pack": Resources(), "segment": self._resources["faces"]}
         self._pools: dict[Resources, _Pool] = {}
+        check_room(self._resources.values(), [node["Resources"] for node in ray.nodes() if node["Alive"]])
         self._capacity = ray.cluster_resources()
 
     def execute(self, tasks: Sequence[Work], codebook: str | None, on_done: Callable[[Work, Done], None]) -> None:
@@ -202,12 +241,7 @@ class Runner:
             if other is None:
                 return None
             ray.kill(other.idle.pop())
-        options = {
-            "num_cpus": resources.cpus,
-            "num_gpus": resources.gpus,
-            "runtime_env": {"env_vars": WORKER_ENV},
-        }
-        return ray.remote(Worker).options(**options).remote(resources, *self._args)
+        return ray.remote(Worker).options(**actor_options(resources)).remote(resources, *self._args)
 
     def _fits(self, wanted: Resources) -> bool:
         pools = self._pools.values()

@@ -31,6 +31,11 @@ WORKER_ENV = {
 }
 
 
+def worker_env(resources: Resources) -> dict[str, str]:
+    """Environment of a worker's process. Ray hides nothing from one that asks for no GPU, so that is done here."""
+    return WORKER_ENV if resources.gpus else {**WORKER_ENV, "CUDA_VISIBLE_DEVICES": ""}
+
+
 @dataclass(frozen=True)
 class Done:
     """What came of a task: a column, a packed shard or what is in a recording; and whether it was computed or found."""

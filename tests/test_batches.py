@@ -21,6 +21,22 @@ def test_batches_hold_each_clip_once_within_budget_and_waste(clips: list[int], b
         assert size - sum(clips[position] for position in batch) <= WASTE * size + 1e-9
 
 
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 60))
+def test_without_waste_clips_of_equal_length_go_together(clips: list[int], budget: int) -> None:
+    batches: list[list[int]] = []
+
+    def work(batch: list[int]) -> list[int]:
+        batches.append(batch)
+        return batch
+
+    assert [length for length, _ in in_batches(clips, int, budget, work, waste=0.0)] == clips
+    assert all(len(set(batch)) == 1 for batch in batches)
+    if sum(clips) < SORTED * budget:  # sorted in one go: no batch has room for another's clip
+        for length in set(clips):
+            mine = [batch for batch in batches if batch[0] == length]
+            assert len(mine) == -(-clips.count(length) // max(1, budget // length))
+
+
 @given(lengths, st.integers(1, 400))
 def test_results_come_in_the_order_of_the_items(clips: list[int], budget: int) -> None:
     items = list(enumerate(clips))

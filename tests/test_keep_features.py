@@ -177,6 +177,9 @@ def test_without_kept_features_the_plan_says_what_a_codebook_costs(corpus: Path,
     took = sum(ref.seconds for ref in speech_refs(Dataset(uri)).values())
     assert cost.work["speech"] >= took  # per clip of the shards, some of which have no usable sound
     assert 0 < cost.work["codebook"] <= cost.work["speech"]
+    # The fit is one thread's work, and the rest waits for it.
+    shared = sum(cost.work.values()) - cost.work["codebook"]
+    assert cost.seconds == pytest.approx(cost.work["codebook"] + shared / cost.cpus)
 
 
 def test_packing_features_that_are_not_kept_is_refused() -> None:

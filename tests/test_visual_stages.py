@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +16,7 @@ from pipeline import align
 from pipeline.media import decode_video
 from pipeline.networks.retinaface import Faces as Detections
 from pipeline.networks.retinaface import RetinaFace, anchor_boxes, decode_boxes, suppress
-from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
+from pipeline.stage import Clip, Fields, Item, Reason, Reject, Rejection, Stage
 from pipeline.stages.expression import Expression, ExpressionConfig
 from pipeline.stages.faces import Faces, FacesConfig
 from pipeline.stages.identity import Identity, IdentityConfig
@@ -129,6 +131,8 @@ def test_tracks_follow_faces_and_survive_short_absences() -> None:
 class Scripted:
     """A detector that says what the test tells it."""
 
+    batch, on_gpu = 8, False
+
     def __init__(self, frames: list[Detections]) -> None:
         self._frames = iter(frames)
 
@@ -186,6 +190,44 @@ def test_skipped_frames_are_bridged(monkeypatch: pytest.MonkeyPatch) -> None:
     stage._detector = Scripted([detections((10 + t, 10, 40)) for t in (0, 5, 10, 15, 20, 25, 27)])  # type: ignore[assignment]
     fields = stage.run(Item(Clip("k", "k.mp4", "")))
     np.testing.assert_allclose(fields["boxes"][:, 0], 10 + np.arange(28), atol=1e-4)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_for_a_gpu_frames_are_decoded_on_a_thread_of_their_own(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+    """The same frames in the network's batches, by another thread; none is left when a clip is refused."""
+    threads, sizes = set(), []
+
+    def decode(*_: object) -> Iterator[np.ndarray]:
+        for number in range(30):
+            threads.add(threading.current_thread().name)
+            yield np.full((60, 200, 3), number, np.uint8)
+
+    def points(frames: Sequence[np.ndarray], boxes: np.ndarray, five: np.ndarray) -> np.ndarray:
+        sizes.append(len(frames))
+        assert [frame[0, 0, 0] for frame in frames] == boxes[:, 0].tolist() == five[:, 0, 0].tolist()
+        return np.tile(boxes[:, :1, None], (1, 68, 2))
+
+    monkeypatch.setattr("pipeline.media.decode_video", decode)
+    monkeypatch.setattr("pipeline.align.similarity", lambda *_: np.eye(2, 3))
+    marks = Landmarks(LandmarksConfig())
+    marks._batch, marks._on_gpu, marks._points = 12, on_gpu, points
+    count = np.arange(30, dtype=np.float32)
+    tracks = {"boxes": np.tile(count[:, None], (1, 4)), "points5": np.tile(count[:, None, None], (1, 5, 2))}
+    found = marks.run(Item(Clip("k", "k.mp4", ""), tracks))["landmarks"]
+    assert sizes == [12, 12, 6]
+    assert found[:, 0, 0].tolist() == count.tolist()
+    assert ("prefetch" in threads) == on_gpu
+    assert ("MainThread" in threads) != on_gpu
+
+    threads.clear()
+    for limit, refused in ((4, False), (1, True)):
+        stage = Faces(FacesConfig(max_seconds=limit))
+        detector = Scripted([ONE] * 30)
+        detector.on_gpu = on_gpu
+        stage._detector = detector  # type: ignore[assignment]
+        assert isinstance(stage.attempt(Item(Clip("k", "k.mp4", ""))), Rejection) == refused
+    assert threads == {"prefetch" if on_gpu else "MainThread"}
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
 def test_a_face_after_a_cut_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.networks.device import Precision
 from shards.schema import FACE_SIZE
 
 BATCH = {"cpu": 8, "cuda": 256}
 """Crops per call: more than 8 gain nothing on a processor, and the Swin-T slows down; a GPU wants many."""
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @torch.inference_mode()

@@ -15,8 +15,20 @@ if TYPE_CHECKING:
     from pipeline.stages.faces import FacesConfig
 
 
+BATCH = 8
+"""Frames per call on a processor."""
+
+
 class Detector(Protocol):
-    """A face detector."""
+    """A face detector.
+
+    Attributes:
+        batch: frames that are best handed over at once.
+        on_gpu: whether it leaves the processor to the decoder.
+    """
+
+    batch: int
+    on_gpu: bool
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:
         """Faces of each RGB frame, uint8 [H, W, 3], all of one size."""

@@ -26,15 +26,17 @@ class SpeechEncoder(Protocol):
         width: channels of the features.
         layers: transformer layers.
         budget: acoustic frames, padding among them, that are best encoded at once on its device.
+        waste: largest share of them that may be padding.
     """
 
     width: int
     layers: int
     budget: int
+    waste: float
 
     def encode(self, waves: Sequence[Floats], layer: int) -> list[tuple[Floats, Floats]]:
         """Per clip (mono 16 kHz, float32 [640F] in [-1, 1]): the first layer's mean over time, float32 [width], and
-        the output of a layer (1-based), float32 [2F, width]. A clip's result does not depend on the others."""
+        the output of a layer (1-based), float32 [2F, width]. The other clips change a result by rounding alone."""
         ...
 
 
@@ -54,10 +56,11 @@ def encoder_files(name: Encoder, folder: Path | None) -> list[Path]:
 def make_encoder(
     name: Encoder, layer: int, folder: Path | None, precision: Precision = "float32", device: torch.device | None = None
 ) -> SpeechEncoder:
-    """An encoder with its weights, on the GPU where this process has one.
+    """An encoder with its weights.
 
     Args:
         layer: that will be asked for.
+        device: where it runs; None takes the GPU where this process has one.
 
     Raises:
         UserError: weights that are missing or damaged, a layer that it does not have.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.networks.device import Precision
+from pipeline.networks.device import Precision, compute_type
 from pipeline.networks.heatmaps import (
     SIZE,
     center_boxes,
@@ -183,6 +183,9 @@ class Fan:
             thing.
         precision: of convolutions; norms' statistics, heat maps and what follows stay float32.
 
+    Attributes:
+        batch: crops per call of the network, and frames that are best handed over at once.
+
     Raises:
         UserError: the file is damaged or holds another network.
     """
@@ -201,7 +204,7 @@ class Fan:
         load_strict(network, load_tensors(checkpoint, what), checkpoint, what)
         network.eval().requires_grad_(False)
         self.release, self.stacks, self.flip = release, stacks, flip and release == "fan4"
-        self.device, self.dtype = torch.device(device), getattr(torch, precision)
+        self.device, self.dtype = torch.device(device), compute_type(precision)
         self.network = prepare(network, self.device, self.dtype)
         # A processor gains nothing from more crops at once, and one at a time makes each one's result its own to the
         # last bit; a GPU wants enough work per launch.

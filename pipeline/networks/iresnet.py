@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.networks.crops import DTYPES, apply_to_crops
-from pipeline.networks.device import Precision
+from pipeline.networks.crops import apply_to_crops
+from pipeline.networks.device import Precision, compute_type
 from pipeline.networks.weights import Checkpoint, load_strict, load_tensors
 from shards.schema import FACE_SIZE
 
@@ -133,7 +133,7 @@ class ArcFace:
         network = IResNet(DEPTHS[layers]).eval().requires_grad_(False)
         load_strict(network, tensors, checkpoint, what)
         fuse(network)
-        self._device, self._dtype = device, DTYPES[precision]
+        self._device, self._dtype = device, compute_type(precision)
         network.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for head in (network.bn2, network.fc, network.features):
             head.float()

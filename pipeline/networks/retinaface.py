@@ -22,6 +22,7 @@ from pipeline.networks.anchors import (
     shrink,
     suppress,
 )
+from pipeline.networks.detector import BATCH
 from shards.errors import UserError
 
 __all__ = ["Faces", "RetinaFace", "anchor_boxes", "decode_boxes", "overlaps", "suppress", "weights_file"]
@@ -46,11 +47,16 @@ def weights_file() -> Path:
 class RetinaFace:
     """Detector for batches of frames of one size.
 
+    Attributes:
+        batch, on_gpu: see `Detector`.
+
     Args:
         score: lowest score kept.
         overlap: boxes that overlap a better one by more than this (intersection over union) are dropped.
         long_side: larger frames are scaled down to this for detection; results are in the frame's own pixels.
     """
+
+    batch, on_gpu = BATCH, False
 
     def __init__(self, score: float, overlap: float, long_side: int) -> None:
         import onnxruntime

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.networks.anchors import Faces, Survivors, decode, shrink
-from pipeline.networks.device import Precision
+from pipeline.networks.detector import BATCH
+from pipeline.networks.device import Precision, compute_type
 from pipeline.networks.retinaface_torch import MobileNet, Network, ResNet50
 from pipeline.networks.weights import Checkpoint, load_strict, load_tensors
 from shards.errors import UserError
@@ -123,6 +124,8 @@ VARIANTS: dict[str, Variant] = {
 }
 """By name in the configuration."""
 
+HEADS = ("ClassHead", "BboxHead", "LandmarkHead")
+
 
 def fold(module: nn.Module) -> None:
     """Merge every normalisation into the convolution registered just before it, in place; for inference alone."""
@@ -155,6 +158,9 @@ class RetinaFaceTorch:
         precision: `bfloat16` rounds weights and activations of backbone and neck. Heads, softmax and decoding stay in
             float32: rounded scores near one would tie and leave suppression another anchor to keep.
 
+    Attributes:
+        batch, on_gpu: see `Detector`.
+
     Raises:
         UserError: the checkpoint is unreadable or another network's; or the package is not there.
     """
@@ -173,14 +179,19 @@ class RetinaFaceTorch:
         module = variant.build().eval().requires_grad_(False)
         load_strict(module, load_tensors(path, variant.checkpoint.what), path, variant.checkpoint.what)
         fold(module)
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        module = module.to(device, self._dtype)
-        for name in ("ClassHead", "BboxHead", "LandmarkHead"):
-            for head in module.get_submodule(name).children():
-                head.float().register_forward_pre_hook(_to_float32)
+        self._dtype = compute_type(precision)
+        module = module.to(device)
+        for name, part in module.named_children():
+            if name in HEADS:
+                for head in part.children():
+                    head.register_forward_pre_hook(_to_float32)
+            else:
+                part.to(self._dtype)
         self._network = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._inputs, self._device = variant.inputs, torch.device(device)
         self._score, self._overlap, self._long_side = score, overlap, long_side
+        self.on_gpu = self._device.type == "cuda"
+        self.batch = 32 if self.on_gpu else BATCH
 
     @torch.inference_mode()
     def detect(self, frames: Sequence[np.ndarray]) -> list[Faces]:

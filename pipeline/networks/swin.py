@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.networks.crops import DTYPES, apply_to_crops
-from pipeline.networks.device import Precision
+from pipeline.networks.crops import apply_to_crops
+from pipeline.networks.device import Precision, compute_type
 from pipeline.networks.weights import Checkpoint, load_strict, load_tensors
 from shards.schema import FACE_SIZE
 
@@ -222,7 +222,7 @@ class ExpressionNetwork:
         kept = {k: tensor for k, tensor in tensors.items() if not k.startswith(UNUSED) and not k.endswith(CONSTANTS)}
         network = SwinExpression().eval().requires_grad_(False)
         load_strict(network, kept, checkpoint, CHECKPOINT.what)
-        self._device, self._dtype = device, DTYPES[precision]
+        self._device, self._dtype = device, compute_type(precision)
         network.to(device)
         network.encoder.to(self._dtype)
         self._network = network

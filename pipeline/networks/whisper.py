@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.networks.ctranslate2 import find_weights, read_ctranslate2
-from pipeline.networks.device import Precision
+from pipeline.networks.device import Precision, compute_type
 from shards.errors import UserError
 from shards.mel import hann, mel_filters
 from shards.schema import SAMPLE_RATE
@@ -59,11 +59,11 @@ class WhisperEncoder(nn.Module):
     Attributes:
         width: channels of every state; layers: blocks.
         positions: rows of the positional table, the longest window in frames.
-        budget: see `SpeechEncoder`. Each clip is encoded alone: the network knows no mask, and is small.
+        budget, waste: see `SpeechEncoder`. Each clip is encoded alone: the network knows no mask, and is small.
     """
 
     position: Tensor
-    budget = 1
+    budget, waste = 1, 0.0
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
         super().__init__()
@@ -202,4 +202,4 @@ def load_encoder(
         encoder.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"speech encoder {path}: {' '.join(str(error).split())}") from None
-    return encoder.to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    return encoder.to(device, compute_type(precision)).eval().requires_grad_(False)

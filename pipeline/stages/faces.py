@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.frames import Frames
 from pipeline.networks.detector import detector_file, make_detector
 from pipeline.networks.device import Precision
+from pipeline.prefetch import prefetched
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
 from pipeline.tracks import Track, join_tracks
 from shards.config import Config
@@ -21,8 +22,6 @@ from shards.schema import FACE_SIZE, VIDEO_RATE
 if TYPE_CHECKING:
     from pipeline.networks.anchors import Faces as Detections
 
-BATCH = 8
-"""Frames per network call."""
 SILENCE_DBFS = -60
 """Sound of a lower RMS level tells nothing about who speaks."""
 
@@ -156,7 +155,8 @@ class Faces(Stage[FacesConfig]):
         found: list[Detections] = []
         batch: list[np.ndarray] = []
         total = 0
-        for frame in frames:
+        size = self._detector.batch
+        for frame in prefetched(iter(frames), 2 * size) if self._detector.on_gpu else frames:
             if total >= limit:
                 raise Reject(
                     Reason.TOO_LONG,
@@ -168,7 +168,7 @@ class Faces(Stage[FacesConfig]):
                 looked.append(total)
                 batch.append(frame)
             total += 1
-            if len(batch) == BATCH:
+            if len(batch) == size:
                 found += self.detect(batch)
                 batch = []
         if total and looked[-1] != total - 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,11 +11,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.networks.device import Precision
+from pipeline.prefetch import prefetched
 from pipeline.stage import Fields, Item, Stage
 from shards.config import Config
 
-BATCH = 8
-"""Frames held at a time."""
 Points = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 """RGB frames, their boxes [n, 4] and five points [n, 5, 2] -> float32 [n, 68, 2], all in pixels of the frame."""
 
@@ -74,6 +73,7 @@ class Landmarks(Stage[LandmarksConfig]):
 
     def setup(self) -> None:
         """Load the network."""
+        self._batch, self._on_gpu = 1, False
         self._points: Points = self._dlib() if self.config.network == "dlib" else self._fan()
 
     def _dlib(self) -> Points:
@@ -90,6 +90,7 @@ class Landmarks(Stage[LandmarksConfig]):
         assert config.network != "dlib"
         (path,) = self.weights()
         fan = Fan(path, config.network, config.stacks, config.flip, pick_device(), config.precision)
+        self._batch, self._on_gpu = fan.batch, fan.device.type == "cuda"
         return lambda frames, boxes, _: fan.points(frames, boxes)
 
     def run(self, item: Item) -> Fields:
@@ -104,10 +105,12 @@ class Landmarks(Stage[LandmarksConfig]):
         keys = key_frames(len(five), self.config.every)
         wanted = np.isin(np.arange(len(five)), keys)
         decoded = zip(decode_video(clip.uri, clip.start, clip.end), wanted, strict=True)
-        frames = (frame for frame, want in decoded if want)
+        frames: Iterator[np.ndarray] = (frame for frame, want in decoded if want)
+        if self._on_gpu:
+            frames = prefetched(frames, 2 * self._batch)
         found = []
-        for start in range(0, len(keys), BATCH):
-            part = keys[start : start + BATCH]
+        for start in range(0, len(keys), self._batch):
+            part = keys[start : start + self._batch]
             found.append(self._points(list(islice(frames, len(part))), boxes[part], five[part]))
         next(frames, None)  # the end of the video, where decoding may find damage
         return {"landmarks": move_along(np.concatenate(found), keys, five)}

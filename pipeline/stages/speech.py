@@ -56,8 +56,8 @@ class Speech(Stage[SpeechConfig]):
     """Reads `wav`, writes `units`, int16 [2F], `timbre`, float32 [D], the first layer's mean over the clip, and, where
     they are kept, `features`, float16 [2F, D].
 
-    Clips are encoded in batches of like length. Kept features are rounded before they are assigned to centroids, so
-    that units come out the same when they are read back.
+    Clips are encoded in batches of like length, in bfloat16 of equal length. Kept features are rounded before they are
+    assigned to centroids, so that units come out the same when they are read back.
     """
 
     name: ClassVar[str] = "speech"
@@ -117,7 +117,8 @@ class Speech(Stage[SpeechConfig]):
         """Each item with its fields or its rejection, in order; a batch that fails is done again clip by clip."""
         if self._encoder is None:
             return super().process(items)
-        return in_batches(items, lambda item: len(item.fields["wav"]) // HOP, self._encoder.budget, self._attempt_all)
+        budget, waste = self._encoder.budget, self._encoder.waste
+        return in_batches(items, lambda item: len(item.fields["wav"]) // HOP, budget, self._attempt_all, waste)
 
     def run(self, item: Item) -> Fields:
         """Units and timbre of one clip, from its sound or from its kept features."""
