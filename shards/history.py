@@ -1,4 +1,5 @@
-"""What a dataset no longer needs: objects that neither the current manifest nor a recent one names."""
+"""What a dataset no longer needs: objects that neither the current manifest nor a recent one names, and what was found
+in recordings that neither of their clip tables names."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from shards.dataset import Dataset
-from shards.manifest import COPIES, HISTORY, MANIFEST, OWN, SEGMENTS
+from shards.manifest import COPIES, HISTORY, MANIFEST, OWN, SEGMENTS, Manifest
 from shards.storage import LOCK, Object
 
 
@@ -41,17 +42,22 @@ def find_garbage(dataset: Dataset, grace: timedelta) -> Garbage:
     current = dataset.manifest()
     limit = datetime.now(timezone.utc) - grace
     recent: set[str] = set()
+    recently: list[Manifest] = []
     # Listed after the current manifest was read: one that it replaced a moment ago has its copy by now.
     for copy in dataset.store.list(HISTORY):
         if copy.modified > limit and OWN.fullmatch(copy.name):
             replaced = dataset.replaced(copy.name)
             recent |= {copy.name, *(replaced.objects() if replaced else ())}
-    needed = {MANIFEST, LOCK, *COPIES, *current.objects()}
+            recently += [replaced] if replaced else []
+    records = [found.name for found in objects if found.name.startswith(SEGMENTS) and OWN.fullmatch(found.name)]
+    scanned = _of_recordings(dataset, records, [current])
+    recent |= _of_recordings(dataset, [name for name in records if name not in scanned], recently)
+    needed = {MANIFEST, LOCK, *COPIES, *current.objects(), *scanned}
     garbage = Garbage()
     for found in objects:
         if not OWN.fullmatch(found.name):
             garbage.foreign.append(found.name)
-        elif found.name in needed or found.name.startswith(SEGMENTS):
+        elif found.name in needed:
             continue
         elif found.name in recent:
             garbage.kept.append(found)
@@ -65,5 +71,19 @@ def find_garbage(dataset: Dataset, grace: timedelta) -> Garbage:
 def delete_garbage(dataset: Dataset, objects: Sequence[Object]) -> None:
     """Delete objects, except what the manifest of this moment names. A run that is cut off leaves the rest for the next
     one: they are found by their names and times alone."""
-    needed = dataset.manifest().objects()
+    current = dataset.manifest()
+    needed = {*current.objects(), *_of_recordings(dataset, [found.name for found in objects], [current])}
     dataset.store.delete([found.name for found in objects if found.name not in needed])
+
+
+def _of_recordings(dataset: Dataset, names: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:
+    """Those of the names that say what was found in media of the manifests' clips, by whatever settings."""
+    left = {name for name in names if name.startswith(SEGMENTS)}
+    found: set[str] = set()
+    tables = {manifest.clips.name: manifest for manifest in manifests}
+    for manifest in tables.values():
+        if left:
+            media = {row.digest[:16] for row in dataset.clips(manifest)}
+            found |= {name for name in left if name.removeprefix(SEGMENTS)[:16] in media}
+            left -= found
+    return found

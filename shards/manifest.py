@@ -15,7 +15,7 @@ INDEX = "train/index.json"
 HISTORY = "manifests/"
 """Copies of manifests that were replaced; the time of a copy says when."""
 SEGMENTS = "segments/"
-"""What was found in recordings that are cut into clips. Every build reads these, so they are kept."""
+"""What was found in recordings that are cut into clips. Every build reads these; no manifest names them."""
 COPIES = (CLIPS, QUARANTINE, INDEX)
 """Copies of the current tables for people and other programs, made after each commit."""
 

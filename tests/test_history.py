@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
@@ -22,7 +22,7 @@ from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.export import export
 from shards.history import delete_garbage, find_garbage
-from shards.manifest import COPIES, HISTORY, MANIFEST, ColumnRef, Manifest, column_record, column_tar
+from shards.manifest import COPIES, HISTORY, MANIFEST, ColumnRef, Manifest, column_record, column_tar, segments_record
 from shards.reader import read_fields
 from shards.schema import FIELDS
 from shards.storage import Conflict, StorageError
@@ -256,6 +256,39 @@ def test_temporary_objects_of_killed_writers_go(dataset: Dataset) -> None:
     before = names(dataset)
     assert main(["gc", dataset.uri, "--delete"]) == 0
     assert before - names(dataset) == {".writing-old_1"}
+
+
+def test_what_was_found_in_recordings_stays_while_they_are_clips(dataset: Dataset) -> None:
+    """Of the current clip table and of recent ones, by whatever settings; others may be a build's that is at work."""
+    rows = dataset.clips()
+    media = {"now": rows[0].digest, "recent": "a" * 64, "never": "b" * 64, "young": "c" * 64}
+    records = {segments_record(digest, f"{number:016x}"): name for name, digest in media.items() for number in range(2)}
+    for name in records:
+        dataset.store.write(name, b"{}")
+    manifest, version = dataset.current()
+    assert manifest is not None
+    recent = [replace(rows[0], digest=media["recent"]), *rows[1:]]
+    table = dataset.put_rows(ClipRow, recent)
+    dataset.commit(manifest.model_copy(update={"clips": table}), version)
+    dataset.commit(manifest, dataset.current()[1])
+    age(dataset, 30, [name for name, whose in records.items() if whose != "young"])
+
+    def sorts() -> dict[str, set[str]]:
+        found = find_garbage(dataset, timedelta(days=GRACE))
+        halves = {"old": found.old, "young": found.young, "kept": found.kept}
+        return {kind: {records[one.name] for one in half if one.name in records} for kind, half in halves.items()}
+
+    assert sorts() == {"old": {"never"}, "young": {"young"}, "kept": {"recent"}}
+    old = find_garbage(dataset, timedelta(days=GRACE)).old
+    # Its recording comes back before it is deleted.
+    back = dataset.put_rows(ClipRow, [replace(rows[0], digest=media["never"]), *rows[1:]])
+    dataset.commit(manifest.model_copy(update={"clips": back}), dataset.current()[1])
+    delete_garbage(dataset, old)
+    assert {records[name] for name in names(dataset) if name in records} == set(media)
+    dataset.commit(manifest, dataset.current()[1])
+    age(dataset, 30, [name for name in names(dataset) if name.startswith(HISTORY)])
+    delete_garbage(dataset, find_garbage(dataset, timedelta(days=GRACE)).old)
+    assert {records[name] for name in names(dataset) if name in records} == {"now", "young"}
 
 
 def test_a_damaged_copy_of_a_recent_manifest_stops_gc(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
