@@ -35,12 +35,15 @@ def run(args: argparse.Namespace) -> int:
     packs = to_pack(plan)
     refused = int(bool(there.gone) and not args.drop_missing)
     if args.json:
-        print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost, there.gone)}))
+        keys = {"gone": there.gone, "recut": there.recut, "unsure": there.unsure}
+        print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost), **keys}))
         return refused
     for note in there.notes:
         print(note)
     if there.gone:
         some = f"{len(there.gone)} clips are no longer in the source, or cannot be read, e.g. {there.gone[0]}"
+        if there.recut:
+            some += f" ({len(there.recut)} because their recordings are cut otherwise now)"
         print(some if args.drop_missing else f"{some}; build needs --drop-missing")
     _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
@@ -82,7 +85,7 @@ def _print_cost(cost: Estimate) -> None:
         print(f"no timings in this dataset yet for {', '.join(cost.unknown)}")
 
 
-def _tree(plan: Plan, packs: list[str], cost: Estimate, gone: list[str]) -> dict[str, Any]:
+def _tree(plan: Plan, packs: list[str], cost: Estimate) -> dict[str, Any]:
     cells = {
         stage: {
             shard: {"state": cell.state, "why": cell.why, "run": cell.run}
@@ -91,4 +94,4 @@ def _tree(plan: Plan, packs: list[str], cost: Estimate, gone: list[str]) -> dict
         }
         for stage, row in plan.cells.items()
     }
-    return {"stages": cells, "pack": packs, "estimate": asdict(cost), "gone": gone}
+    return {"stages": cells, "pack": packs, "estimate": asdict(cost)}

@@ -1,4 +1,5 @@
-"""Show what a dataset holds: clips, hours and bytes per split, and quarantine by reason. Reads the manifest alone."""
+"""Show what a dataset holds: clips, hours and bytes per split, and quarantine by reason; for recordings cut into clips,
+what was left out. Media and columns are not read."""
 
 from __future__ import annotations
 
@@ -37,4 +38,8 @@ def run(args: argparse.Namespace) -> int:
         print("  in quarantine (`f2v quarantine` has the messages):")
     for reason, count in found.quarantined.items():
         print(f"  {count:>10}  {reason}")
+    if found.left_out:
+        print(f"  of {found.recorded:.1f} s in {found.recordings} recordings, left out:")
+    for reason, seconds in found.left_out.items():
+        print(f"  {seconds:>10.1f}  s {reason}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.codebook import fit, usable_codebook
@@ -192,15 +192,26 @@ def _recipe_key(plan: Plan, recipes: Mapping[str, Recipe | None], stage: str, sh
 def _refuse_losses(there: Survey, selection: Selection, drop_missing: bool) -> None:
     if not there.gone:
         return
-    some = f"{len(there.gone)} clips of the dataset, e.g. {there.gone[0]}"
+    some = _some(there.gone)
     if not drop_missing:
-        raise UserError(
-            f"{there.source}: does not have, or cannot read, {some}; name a source that has all clips, or add "
-            "--drop-missing to go on without them"
-        )
+        recut = set(there.recut)
+        lost = [key for key in there.gone if key not in recut]
+        words = []
+        if lost:
+            words.append(f"does not have, or cannot read, {_some(lost)}; name a source that has all clips")
+        if there.recut:
+            words.append(
+                f"its recordings are cut otherwise now, without {_some(there.recut)}; go back to the settings, or the "
+                "media, that they were cut by"
+            )
+        raise UserError(f"{there.source}: {', and '.join(words)}, or add --drop-missing to go on without them")
     if selection != Selection():
         raise UserError(f"--drop-missing takes out {some}; do that without narrowing the build")
-    there.notes.append(f"the source no longer has, or cannot read: {some}")
+    there.notes.append(f"taken out, as the source no longer has or cannot read them, or cuts otherwise: {some}")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{len(keys)} clips of the dataset, e.g. {keys[0]}"
 
 
 def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], list[str]]:
@@ -209,8 +220,10 @@ def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], l
         return set(), []
     rows = [row for row in there.dataset.quarantine(there.manifest) if row.reason in selection.requeue]
     found: set[tuple[str, str]] = set()
-    # Where stages disagreed on a clip's length, the ones that decode say it anew.
-    found |= {(kind.name, row.shard) for row in rows if row.stage == "pack" for kind in STAGES if kind.media}
+    # Where stages disagreed on a clip's length, whoever found out, the ones that decode say it anew.
+    decoding = [kind.name for kind in STAGES if kind.media]
+    differ = [row for row in rows if row.reason == Reason.AUDIO_LENGTH and row.stage not in decoding]
+    found |= {(name, row.shard) for row in differ for name in decoding}
     for shard in sorted({row.shard for row in rows} & set(there.shards)):
         for stage, refs in there.manifest.columns.items():
             ref = refs.get(shard)

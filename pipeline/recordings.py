@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,20 +14,21 @@ from pipeline.fingerprint import fingerprint, recipe_of
 from pipeline.records import Record, load_record, publish_record
 from pipeline.registry import make_stage
 from pipeline.segment import Detect, LeftOut, Rules, Segment, find_segments
-from pipeline.sources import refuse_duplicates
 from pipeline.stage import Clip, Reason, Reject, Rejection
 from pipeline.stages.faces import Faces
 from shards.config import Config
-from shards.dataset import Dataset
+from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
-from shards.manifest import Recipe, segments_record
+from shards.manifest import SEGMENTS, Recipe, segments_record
 from shards.schema import VIDEO_RATE
 from shards.storage import is_readable, is_remote
 
 VERSION = 1
 """Raise it whenever the same recording may be cut otherwise."""
-_ELSEWHERE = {"every", "cut", "min_coverage", "rival", "rival_share", "speaks", "lead", "min_frames", "max_seconds"}
-"""Settings of the faces stage that say nothing about where a face is."""
+_ELSEWHERE = {"every", "min_coverage", "rival", "rival_share", "speaks", "lead", "min_frames", "max_seconds"}
+"""Settings of the faces stage that say nothing about where a face or a shot is."""
+MARK = "+"
+"""Between a recording's key and a segment's number; no key of a source has it."""
 
 
 class SegmentTask(Config):
@@ -108,31 +110,36 @@ def cut_recordings(
     config: BuildConfig,
     sizes: Mapping[str, int],
     failed: Mapping[str, Scan],
+    rows: Sequence[ClipRow],
 ) -> Cut:
     """The clips of recordings, as far as these have been looked through.
 
-    A segment has the recording's key with `-000`, `-001` ... after it, its split and its speaker. It has no text: what
-    is said in all of a recording is not said in a part.
+    A segment has the recording's key with `+000`, `+001` ... after it, its split and its speaker. It has no text: what
+    is said in all of a recording is not said in a part. Where looking through failed, the segments that the dataset has
+    of the same media stay as they are.
 
     Args:
         recordings: with the digest of their media; one without is refused by the stages, as it cannot be read.
         sizes: name -> size of every stored object.
         failed: results that were not stored, by task.
+        rows: the dataset's clips.
 
     Raises:
-        UserError: a record is damaged, or two clips share a key.
+        UserError: a record is damaged.
     """
     recipe = scan_recipe(make_faces(config), config)
     tasks = {clip.key: task_of(clip, recipe) for clip in recordings if clip.digest}
-    stored = sorted({task.shard for task in tasks.values() if f"{task.shard}.json" in sizes})
-    with ThreadPoolExecutor(32 if is_remote(dataset.uri) else 1) as pool:
-        found = pool.map(lambda name: load_record(dataset, Scan, f"{name}.json"), stored)
-        known = {name: scan for name, scan in zip(stored, found, strict=True) if scan} | dict(failed)
+    stored = sorted({f"{task.shard}.json" for task in tasks.values()} & set(sizes))
+    known = {scan.task.shard: scan for scan in _load(dataset, stored)} | dict(failed)
+    held: dict[tuple[str, str], list[ClipRow]] = defaultdict(list)
+    for row in rows:
+        if MARK in row.key:
+            held[recording_of(row.key), row.digest].append(row)
     clips: list[Clip] = []
     waiting: list[Clip] = []
     scans: dict[str, tuple[SegmentTask, Clip]] = {}
     seconds = 0.0
-    whole = broken = count = 0
+    whole = broken = count = kept = 0
     for clip in recordings:
         task = tasks.get(clip.key)
         scan = known.get(task.shard) if task else None
@@ -141,19 +148,24 @@ def cut_recordings(
             scans.setdefault(task.shard, (task, clip))
             waiting.append(clip)
             continue
-        parts = _clips(clip, scan)
-        clips += parts
+        old = held[clip.key, clip.digest]
+        if scan and scan.refused and scan.refused.reason is Reason.FAULT and old:
+            clips += [replace(clip, key=row.key, text=row.text, start=row.start, end=row.end) for row in old]
+            kept += 1
+            continue
+        clips += _clips(clip, scan)
         if scan:
             count += len(scan.segments)
             whole += scan.frames
             seconds += sum(segment.end - segment.start for segment in scan.segments)
             broken += bool(scan.segments and scan.refused)
     clips.sort(key=lambda clip: clip.key)
-    refuse_duplicates(clips)
-    looked = len(recordings) - len(waiting)
+    looked = len(recordings) - len(waiting) - kept
     notes = [f"{count} segments in {looked} recordings, {seconds:.1f} of {whole / VIDEO_RATE:.1f} s"] if looked else []
     if broken:
         notes.append(f"{broken} recordings break off; their segments before that are used")
+    if kept:
+        notes.append(f"{kept} recordings could not be looked through; their clips stay, and the next build tries again")
     if waiting:
         notes.append(f"{len(waiting)} recordings are looked through first; what their clips take is not known yet")
     return Cut(clips, scans, notes, waiting)
@@ -174,7 +186,7 @@ def scan_recording(dataset: Dataset, task: SegmentTask, recording: Clip, config:
     Raises:
         UserError: the media are no longer there.
     """
-    rules = Rules(config.segment, config.faces.track_overlap, config.faces.max_gap)
+    rules = Rules(config.segment, config.faces.cut, config.faces.track_overlap, config.faces.max_gap)
     try:
         found = find_segments(recording, rules, detect)
     except UserError:
@@ -208,6 +220,48 @@ def task_of(clip: Clip, recipe: Recipe) -> SegmentTask:
     return SegmentTask(shard=name, media=clip.digest, mark=mark, recipe=recipe)
 
 
+def scans_of(dataset: Dataset, rows: Sequence[ClipRow]) -> list[Scan]:
+    """What was found in the recordings that a dataset's clips are cut from, by the settings that cut them.
+
+    Recordings whose record is gone are not among them.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    parts: dict[tuple[str, str], list[ClipRow]] = defaultdict(list)
+    for row in rows:
+        parts[recording_of(row.key), row.digest].append(row)
+    media = {digest[:16] for _, digest in parts if digest}
+    stored = sorted(dataset.store.list(SEGMENTS), key=lambda found: found.modified, reverse=True)
+    names = [found.name for found in stored if found.name.removeprefix(SEGMENTS)[:16] in media]
+    by_media: dict[str, list[Scan]] = defaultdict(list)
+    for scan in _load(dataset, names):
+        by_media[scan.task.media].append(scan)
+    made = (
+        next((scan for scan in by_media[digest] if _gave(scan, segments)), None)
+        for (_, digest), segments in parts.items()
+    )
+    return [scan for scan in made if scan]
+
+
+def _gave(scan: Scan, rows: Sequence[ClipRow]) -> bool:
+    """Whether these are the clips of a recording in which this was found."""
+    if scan.segments:
+        return {(part.start, part.end) for part in scan.segments} == {(row.start, row.end) for row in rows}
+    whole = len(rows) == 1 and MARK not in rows[0].key
+    return whole and (not scan.left_out or abs(scan.left_out[0].start - (rows[0].start or 0)) < 1 / VIDEO_RATE)
+
+
+def _load(dataset: Dataset, names: Sequence[str]) -> list[Scan]:
+    with ThreadPoolExecutor(32 if is_remote(dataset.uri) else 1) as pool:
+        return [scan for scan in pool.map(lambda name: load_record(dataset, Scan, name), names) if scan]
+
+
+def recording_of(key: str) -> str:
+    """Key of the recording that a clip is a segment of; its own, for one that is none."""
+    return key.partition(MARK)[0]
+
+
 def _refusal(recording: Clip, reject: Reject) -> Refusal:
     return Refusal(reason=reject.reason, message=str(reject).replace(f"{recording.uri}: ", ""))
 
@@ -221,6 +275,6 @@ def _clips(recording: Clip, scan: Scan | None) -> list[Clip]:
         words = f"{recording.uri}: {said.message}"
         return [replace(recording, refused=Rejection(said.reason, words, said.traceback))]
     return [
-        replace(recording, key=f"{recording.key}-{number:03}", text="", start=segment.start, end=segment.end)
+        replace(recording, key=f"{recording.key}{MARK}{number:03}", text="", start=segment.start, end=segment.end)
         for number, segment in enumerate(scan.segments)
     ]

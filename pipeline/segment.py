@@ -22,7 +22,7 @@ from shards.config import Config
 from shards.schema import SAMPLE_RATE, VIDEO_RATE
 
 if TYPE_CHECKING:
-    from pipeline.networks.retinaface import Faces as Detections
+    from pipeline.networks.anchors import Faces as Detections
 
 Detect = Callable[[Sequence[np.ndarray]], "list[Detections]"]
 """Faces of each RGB frame, uint8 [H, W, 3]."""
@@ -40,7 +40,6 @@ class SegmentConfig(Config):
         min_seconds: a shorter stay of a face is left out.
         max_seconds: a longer one is cut at the quietest place of its second half, again and again.
         every: faces are looked for in every such frame; segments begin and end at these.
-        cut: by how much the difference across a shot change, 0 to 1, exceeds that of the frames around it.
         background: a face smaller than this share of the largest one there does not count.
     """
 
@@ -48,7 +47,6 @@ class SegmentConfig(Config):
     min_seconds: float = Field(1.0, ge=0.2)
     max_seconds: float = Field(24.0, le=500)
     every: int = Field(5, ge=1, le=25)
-    cut: float = Field(0.15, gt=0, lt=1)
     background: float = Field(0.5, gt=0, le=1)
 
     @model_validator(mode="after")
@@ -60,9 +58,10 @@ class SegmentConfig(Config):
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides where a recording is cut: the section `segment`, and of `faces` what joins detections."""
+    """What decides where a recording is cut: the section `segment`, and of `faces` what ends shots and joins faces."""
 
     segment: SegmentConfig
+    cut: float
     track_overlap: float
     max_gap: int
 
@@ -137,7 +136,7 @@ def find_segments(recording: Clip, rules: Rules, detect: Detect) -> Found:
     from pipeline.media import decode_video
     from pipeline.shots import ShotFinder
 
-    shots = ShotFinder(rules.segment.cut)
+    shots = ShotFinder(rules.cut)
     seen: list[Detections] = []
     batch: list[np.ndarray] = []
     frames = 0

@@ -1,13 +1,17 @@
-"""`status`: what a dataset holds, from its manifest alone."""
+"""`status`: what a dataset holds, from its manifest; of recordings that are cut, also what is in none of the clips."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from shards.dataset import Dataset
 from shards.manifest import Manifest, PackRef, split_of
 from shards.schema import VIDEO_RATE
+
+if TYPE_CHECKING:
+    from pipeline.recordings import Scan
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Status:
 
     Attributes:
         quarantined: reason code -> clips.
-        segmented: whether the source's recordings are cut into clips.
+        segmented: whether the source's recordings are cut into clips; if so, `recordings` and `recorded` are how many
+            there are and their seconds, and `left_out` says of how many seconds no clip was made, by reason.
         columns, column_bytes: current columns.
         mixed: stage -> number of recipes, where shards were not all made in one way.
         behind: stage -> shards in which it follows from columns that were made anew since.
@@ -38,6 +43,9 @@ class Status:
     profile: str
     source: str
     segmented: bool
+    recordings: int
+    recorded: float
+    left_out: dict[str, float]
     splits: dict[str, SplitStatus]
     quarantined: dict[str, int]
     columns: int
@@ -53,9 +61,19 @@ def status(uri: str) -> Status:
     """Read the counts of the dataset at `uri`.
 
     Raises:
-        UserError: no dataset there, or one of another schema.
+        UserError: no dataset there, or one of another schema; what was found in a recording is damaged.
     """
-    manifest = Dataset(uri).manifest()
+    dataset = Dataset(uri)
+    manifest = dataset.manifest()
+    segmented = manifest.config.get("segment", {}).get("enabled", False)
+    scans: list[Scan] = []
+    if segmented:
+        from pipeline.recordings import scans_of  # brings all stages along
+
+        scans = scans_of(dataset, dataset.clips(manifest))
+    left_out: Counter[str] = Counter()
+    for part in (part for scan in scans for part in scan.left_out):
+        left_out[part.reason.value] += part.end - part.start
     reasons: Counter[str] = Counter()
     for pack in manifest.packs.values():
         reasons.update(pack.refused)
@@ -64,7 +82,10 @@ def status(uri: str) -> Status:
         dataset=uri,
         profile=manifest.profile,
         source=manifest.source,
-        segmented=manifest.config.get("segment", {}).get("enabled", False),
+        segmented=segmented,
+        recordings=len(scans),
+        recorded=sum(scan.frames for scan in scans) / VIDEO_RATE,
+        left_out={reason: round(seconds, 3) for reason, seconds in sorted(left_out.items())},
         splits=_splits(manifest),
         quarantined=dict(sorted(reasons.items())),
         columns=len(refs),

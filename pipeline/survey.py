@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.assign import assign_shards
 from pipeline.config import BuildConfig
 from pipeline.digests import Known, known_digests
-from pipeline.recordings import Cut, Scan, SegmentTask, cut_recordings
+from pipeline.recordings import Cut, Scan, SegmentTask, cut_recordings, recording_of
 from pipeline.sources import list_clips
 from pipeline.stage import Clip
 from shards.config import load_config
@@ -49,6 +49,8 @@ class Survey:
         source: URI that the clips come from.
         shards: shard -> clips of the source, ordered by key.
         gone: keys in the dataset that the source no longer has, or whose media it can no longer read.
+        recut: those of them whose recordings are there and cut otherwise now.
+        unsure: keys in the dataset that may be gone when the recordings to be looked through have been.
         sizes: name -> size of every stored object.
         recordings: what the source has, with digests; its clips, unless these are cut from it.
         scans: name -> task and recording, for what has to be looked through before its clips are known.
@@ -63,6 +65,8 @@ class Survey:
     source: str
     shards: dict[str, list[Clip]]
     gone: list[str]
+    recut: list[str]
+    unsure: list[str]
     sizes: dict[str, int]
     recordings: list[Clip]
     scans: dict[str, tuple[SegmentTask, Clip]]
@@ -107,27 +111,50 @@ def survey(
     found = list_clips(source, config.source, {**known_digests(rows), **(known or {})})
     cut = Cut(found.clips, {}, [])
     if config.segment.enabled:
-        cut = cut_recordings(dataset, found.clips, config, sizes, failed or {})
+        cut = cut_recordings(dataset, found.clips, config, sizes, failed or {}, rows)
     shards = assign_shards(cut.clips, config.pack.shard_clips, rows)
     # What could be read when it was built and cannot now is as good as gone: a mount may be missing.
     digests = {clip.key: clip.digest for clip in cut.clips}
-    waiting = {clip.uri for clip in cut.waiting}
+    waiting = {clip.key for clip in cut.waiting}
+    unsure = [row.key for row in rows if recording_of(row.key) in waiting]
     whole = {clip.key for clip in found.clips if clip.digest}
 
     def follows(row: ClipRow) -> bool:
         # Its recording is looked through first; or the recording was refused as a whole and now has segments.
-        return row.uri in waiting or (row.state != "packed" and row.key in whole and config.segment.enabled)
+        refused = row.state != "packed" and row.key in whole
+        return recording_of(row.key) in waiting or (refused and config.segment.enabled)
 
     gone = sorted(
         row.key
         for row in rows
         if (row.key not in digests or (row.digest and not digests[row.key])) and not follows(row)
     )
+    recut = [key for key in gone if recording_of(key) in whole]
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
     notes = [f"source layout: {found.layout}", *found.notes, *cut.notes]
+    if unsure:
+        notes.append(
+            f"{len(unsure)} clips of the dataset, e.g. {unsure[0]}, are from recordings that are looked through anew "
+            "(other settings or other media); those whose keys do not come back will count as gone (--drop-missing)"
+        )
     unreadable = [clip.uri for clip in found.clips if not clip.digest]
     if unreadable:
         notes.append(f"media of {len(unreadable)} clips cannot be read, e.g. {unreadable[0]}")
     if manifest and manifest.config["pack"]["shard_clips"] != config.pack.shard_clips:
         notes.append("pack.shard_clips counts for new shards; clips stay in the shard that they are in")
-    return Survey(dataset, manifest, version, rows, config, where, shards, gone, sizes, found.clips, cut.scans, notes)
+    return Survey(
+        dataset=dataset,
+        manifest=manifest,
+        version=version,
+        rows=rows,
+        config=config,
+        source=where,
+        shards=shards,
+        gone=gone,
+        recut=recut,
+        unsure=unsure,
+        sizes=sizes,
+        recordings=found.clips,
+        scans=cut.scans,
+        notes=notes,
+    )

@@ -14,12 +14,12 @@ import pytest
 
 import pipeline.build
 from cli.main import main
-from pipeline.build import Summary, build
+from pipeline.build import Summary, build, plan_build
 from pipeline.columns import Column, Refused
 from pipeline.selection import Selection
 from pipeline.stage import Reason
 from pipeline.stages.energy import Energy
-from pipeline.survey import Wanted
+from pipeline.survey import Wanted, survey
 from shards.dataset import Dataset, QuarantineRow
 from shards.errors import UserError
 from shards.history import find_garbage
@@ -283,6 +283,21 @@ def test_a_second_refusal_counts_the_attempts(copy: Dataset) -> None:
     attempts = {row.key: row.attempt for row in copy.quarantine()}
     assert attempts["faulty/silent"] == 2
     assert attempts["faulty/no_face"] == 1
+
+
+@pytest.mark.parametrize("stage", ["pack", "sync"])
+def test_lengths_that_differ_are_asked_of_the_stages_that_decode(copy: Dataset, stage: str) -> None:
+    manifest, version = copy.current()
+    assert manifest is not None
+    row = next(row for row in copy.clips() if row.state == "packed")
+    facts = {"key": row.key, "uri": row.uri, "split": row.split, "shard": row.shard, "stage": stage, "attempt": 1}
+    lost = QuarantineRow(**facts, reason="audio_length", message="", traceback="", retriable=False)
+    table = copy.put_rows(QuarantineRow, [*copy.quarantine(), lost])
+    copy.commit(manifest.model_copy(update={"quarantine": table}), version)
+    plan = plan_build(survey(None, copy.uri, wanted()), Selection(requeue=("audio_length",)))
+    again = {(name, shard) for name, cells in plan.cells.items() for shard, cell in cells.items() if cell.run}
+    assert {("faces", row.shard), ("audio", row.shard)} <= again
+    assert {shard for _, shard in again} == {row.shard}
 
 
 def wanted(*overrides: str) -> Wanted:

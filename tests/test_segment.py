@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from webdataset.tariterators import base_plus_ext
 
 import pipeline.build
 from cli.main import main
@@ -21,11 +25,22 @@ from pipeline.build import Summary, build
 from pipeline.config import BuildConfig
 from pipeline.media import decode_video
 from pipeline.mux import write_video
-from pipeline.networks.retinaface import Faces as Detections
-from pipeline.recordings import make_faces, scan_recipe, scan_recording, task_of
-from pipeline.segment import Rules, SegmentConfig, Stay, find_segments, seconds, spans_of
+from pipeline.networks.anchors import Faces as Detections
+from pipeline.recordings import (
+    Cut,
+    Refusal,
+    Scan,
+    cut_recordings,
+    make_faces,
+    recording_of,
+    scan_recipe,
+    scan_recording,
+    task_of,
+)
+from pipeline.segment import Rules, Segment, SegmentConfig, Stay, find_segments, seconds, spans_of
+from pipeline.sources import safe_key
 from pipeline.stage import Clip, Reason
-from shards.dataset import Dataset
+from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.history import find_garbage
 from shards.verify import verify
@@ -56,7 +71,7 @@ def detector(places: Callable[[int], Sequence[tuple[int, int]]]) -> Callable[[Se
 
 
 def rules(**settings: object) -> Rules:
-    return Rules(SegmentConfig.model_validate({"every": EVERY, **settings}), track_overlap=0.3, max_gap=12)
+    return Rules(SegmentConfig.model_validate({"every": EVERY, **settings}), cut=0.15, track_overlap=0.3, max_gap=12)
 
 
 def grey(path: Path, length: float, sound: np.ndarray | None) -> Clip:
@@ -224,21 +239,21 @@ def test_recordings_become_clips(recordings: Path, cut: tuple[Dataset, Summary])
     dataset, summary = cut
     assert summary.scanned == 0
     rows = {row.key: row for row in dataset.clips()}
-    assert set(rows) == {"anna/talk-000", "anna/talk-001", "land", "pair-000", "pair-001", "torn"}
+    assert set(rows) == {"anna/talk+000", "anna/talk+001", "land", "pair+000", "pair+001", "torn"}
     assert {(row.speaker, row.text) for row in rows.values() if row.key.startswith("anna")} == {("anna", "")}
     bounds = {key: (row.start, row.end) for key, row in rows.items() if row.start is not None}
     assert bounds == {
-        "anna/talk-000": (0.0, 1.44),
-        "anna/talk-001": (2.8, 4.24),
-        "pair-000": (0.0, 1.44),
-        "pair-001": (1.6, 3.04),
+        "anna/talk+000": (0.0, 1.44),
+        "anna/talk+001": (2.8, 4.24),
+        "pair+000": (0.0, 1.44),
+        "pair+001": (1.6, 3.04),
     }
     reasons = {row.key: (row.stage, row.reason) for row in dataset.quarantine()}
     assert reasons["land"] == ("faces", "no_face")
     assert reasons["torn"] == ("faces", "truncated")
     assert {key for key, row in rows.items() if row.state == "packed"} == set(rows) - set(reasons)
-    assert {"anna/talk-000", "anna/talk-001", "pair-001"} <= set(rows) - set(reasons)
-    assert rows["anna/talk-001"].frames == 36
+    assert {"anna/talk+000", "anna/talk+001", "pair+001"} <= set(rows) - set(reasons)
+    assert rows["anna/talk+001"].frames == 36
     messages = {row.key: row.message for row in dataset.quarantine()}
     assert str(recordings / "land.mp4") in messages["land"]
     assert verify(dataset.uri).problems == []
@@ -253,8 +268,19 @@ def test_a_second_build_looks_at_nothing(
     assert main(["build", dataset.uri]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {found.name: found.stamp for found in dataset.store.list()} == before
+
+
+def test_status_says_what_is_in_no_clip(cut: tuple[Dataset, Summary], capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, _ = cut
     assert main(["status", dataset.uri]) == 0
-    assert "cut into segments" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "cut into segments" in out
+    assert "of 9.2 s in 4 recordings, left out:" in out
+    assert main(["status", dataset.uri, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    # A landscape alone, and one between two faces; and frames beside a face that nobody looked at.
+    assert tree["left_out"] == {"no_face": 1.6 + 1.36, "too_short": 0.48}
+    assert tree["recorded"] == 9.2
 
 
 def test_a_plan_says_what_comes_first(
@@ -265,15 +291,30 @@ def test_a_plan_says_what_comes_first(
     assert "4 recordings to look through" in out
     assert main(["plan", cut[0].uri, "--set", "segment.min_seconds=2", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert (tree["scan"], tree["gone"]) == (4, [])
+    assert (tree["scan"], tree["gone"], len(tree["unsure"])) == (4, [], 6)
+    assert main(["plan", cut[0].uri, "--set", "segment.min_seconds=2"]) == 0
+    assert "6 clips of the dataset, e.g. anna/talk+000, are from recordings that are looked through anew" in (
+        capsys.readouterr().out
+    )
 
 
-def test_other_settings_other_clips_and_none_is_dropped_unasked(cut: tuple[Dataset, Summary]) -> None:
+def test_other_settings_other_clips_and_none_is_dropped_unasked(
+    recordings: Path, tmp_path: Path, cut: tuple[Dataset, Summary]
+) -> None:
     dataset, _ = cut
-    with pytest.raises(UserError, match=r"talk-000.*--drop-missing"):
-        build(None, dataset.uri, segmented(min_seconds=2))
+    half = tmp_path / "half"
+    shutil.copytree(recordings, half)
+    (half / "pair.mp4").unlink()
+    wanted = segmented(min_seconds=2)
+    some = r"cut otherwise now, without \d clips of the dataset, e\.g\. anna/talk\+000; go back to the settings"
+    with pytest.raises(UserError, match=f"{some}.*--drop-missing"):
+        build(None, dataset.uri, wanted)
     # What was found meanwhile is kept for the build that may drop them.
     assert len(list(dataset.store.list("segments/"))) == 8
+    with pytest.raises(
+        UserError, match=f"does not have, or cannot read, 2 clips .*pair.*, and its recordings are {some}"
+    ):
+        build(str(half), dataset.uri, wanted)
 
 
 def test_copies_are_looked_through_once() -> None:
@@ -281,3 +322,53 @@ def test_copies_are_looked_through_once() -> None:
     one = task_of(Clip("a", "/one.mp4", "d" * 64), recipe)
     assert task_of(Clip("b", "/two.mp4", "d" * 64), recipe) == one
     assert task_of(Clip("b", "/two.mp4", "d" * 64, start=1.0), recipe).shard != one.shard
+
+
+def scan(clip: Clip, segments: Sequence[tuple[float, float]], refused: Refusal | None = None) -> dict[str, Scan]:
+    task = task_of(clip, scan_recipe(make_faces(BuildConfig()), BuildConfig()))
+    parts = [Segment(start=start, end=end, faces=1) for start, end in segments]
+    return {task.shard: Scan(task=task, frames=250, cuts=[], segments=parts, left_out=[], refused=refused)}
+
+
+def test_no_key_of_a_source_is_that_of_a_segment(tmp_path: Path) -> None:
+    names = ["a", "a-000", safe_key("a+000"), safe_key("a 000")]
+    recordings = [Clip(name, f"/{name}.mp4", str(number) * 64) for number, name in enumerate(names)]
+    scans = {key: value for clip in recordings for key, value in scan(clip, [(0, 2), (3, 5)]).items()}
+    found = cut_recordings(Dataset(str(tmp_path)), recordings, BuildConfig(), {}, scans, [])
+    assert len({clip.key for clip in found.clips}) == 8
+    assert {recording_of(clip.key) for clip in found.clips} == set(names)
+    # WebDataset reads them as one key with a field's ending.
+    assert {base_plus_ext(f"{clip.key}.mel.npy") for clip in found.clips} == {
+        (clip.key, "mel.npy") for clip in found.clips
+    }
+
+
+def test_a_fault_leaves_a_recording_as_it_was(tmp_path: Path) -> None:
+    clip = Clip("a", "/a.mp4", "d" * 64, "train", "anna")
+    fault = scan(clip, [], Refusal(reason=Reason.FAULT, message="out of memory"))
+    facts: dict[str, Any] = {
+        "uri": "/a.mp4",
+        "bytes": 1,
+        "stamp": "",
+        "digest": "d" * 64,
+        "split": "train",
+        "speaker": "anna",
+    }
+    facts |= {"text": "", "frames": 0, "shard": "train-000000", "state": "packed"}
+    rows = [ClipRow(key=f"a+00{number}", start=number, end=number + 0.8, **facts) for number in range(2)]
+
+    def clips(clip: Clip, rows: list[ClipRow]) -> Cut:
+        return cut_recordings(Dataset(str(tmp_path)), [clip], BuildConfig(), {}, fault, rows)
+
+    kept = clips(clip, rows)
+    assert [(part.key, part.start, part.end, part.refused) for part in kept.clips] == [
+        ("a+000", 0, 0.8, None),
+        ("a+001", 1, 1.8, None),
+    ]
+    assert any("1 recordings could not be looked through" in note for note in kept.notes)
+    # Cuts of other media say nothing, and without any it is the recording that failed.
+    for known in ([], [replace(row, digest="e" * 64) for row in rows]):
+        (whole,) = clips(clip, known).clips
+        assert whole.key == "a"
+        assert whole.refused
+        assert whole.refused.reason is Reason.FAULT

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.media import decode_video
-from pipeline.segment import SegmentConfig
 from pipeline.shots import ShotFinder
+from pipeline.stages.faces import FacesConfig
 
 REAL = {
     "01_grid_bbaf2n_25fps.mpg": [],
@@ -26,7 +26,7 @@ REAL = {
 
 
 def cuts(frames: Iterable[np.ndarray]) -> list[int]:
-    finder = ShotFinder(SegmentConfig().cut)
+    finder = ShotFinder(FacesConfig().cut)
     for frame in frames:
         finder.add(frame)
     return finder.finish()

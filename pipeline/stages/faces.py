@@ -39,7 +39,8 @@ class FacesConfig(Config):
         long_side: larger frames are scaled down for detection.
         every: faces are looked for in every such frame and the last; between them the track moves linearly.
         track_overlap: a detection joins the track whose last box it overlaps by this much (intersection over union).
-        cut: least difference of two frames across a shot change, 0 to 1; a track ends there.
+        cut: by how much the difference of two frames across a shot change, 0 to 1, exceeds that of the frames around
+            it; a track ends there, and so does a segment of a recording.
         max_gap: frames without a face that are filled by interpolation; a longer absence rejects the clip.
         min_coverage: share of frames in which the face must be found.
         rival: another face whose mean size is at least this share of the largest one's, and that is there for at least
