@@ -23,7 +23,7 @@ from pipeline.stages.speech import SpeechConfig
 from pipeline.stages.sync import SyncConfig
 from shards.config import Config, merge
 from shards.errors import UserError
-from shards.schema import FIELDS
+from shards.schema import FIELDS, VIDEO_RATE
 
 Profile = Literal["offline", "paper"]
 PROFILES: dict[str, dict[str, Any]] = {
@@ -125,4 +125,22 @@ class BuildConfig(Config):
     def _features_are_kept(self) -> BuildConfig:
         if "features" in self.pack.fields and not self.speech.keep_features:
             raise UserError("pack.fields names features, which are stored only with speech.keep_features=true")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_take_segments(self) -> BuildConfig:
+        cut = self.segment
+        if not cut.enabled:
+            return self
+        for name, most in (("faces", self.faces.max_seconds), ("audio", self.audio.max_seconds)):
+            if cut.max_seconds > most:
+                raise UserError(
+                    f"segment.max_seconds = {cut.max_seconds:g} gives clips that are too long for "
+                    f"{name}.max_seconds = {most:g}; lower the one or raise the other"
+                )
+        if cut.min_seconds * VIDEO_RATE < self.faces.min_frames:
+            raise UserError(
+                f"segment.min_seconds = {cut.min_seconds:g} gives clips that are too short for faces.min_frames = "
+                f"{self.faces.min_frames} ({self.faces.min_frames / VIDEO_RATE:g} s); raise the one or lower the other"
+            )
         return self

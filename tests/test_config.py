@@ -60,6 +60,23 @@ def test_a_profile_lies_below_what_is_given(tmp_path: Path) -> None:
     assert load_config(BuildConfig).speech.encoder == "whisper_tiny"
 
 
+@pytest.mark.parametrize(
+    ("override", "other"),
+    [
+        ("segment.max_seconds=61", "faces.max_seconds = 60"),
+        ("audio.max_seconds=20", "segment.max_seconds = 24"),
+        ("segment.min_seconds=0.2", r"faces.min_frames = 12 \(0.48 s\)"),
+        ("faces.min_frames=26", "segment.min_seconds = 1 "),
+    ],
+)
+def test_segments_fit_the_stages(override: str, other: str) -> None:
+    """Before a recording is looked through, not when its clips are refused one by one."""
+    with pytest.raises(UserError, match=other):
+        load_config(BuildConfig, None, [override, "segment.enabled=true"])
+    load_config(BuildConfig, None, [override])
+    load_config(BuildConfig, None, ["segment.enabled=true", "segment.max_seconds=60", "segment.min_seconds=0.48"])
+
+
 def test_the_folder_of_checkpoints_may_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
