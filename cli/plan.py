@@ -33,10 +33,12 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_build(there, selection(args))
     cost = estimate(plan, there.shards, there.manifest, there.config)
     packs = to_pack(plan)
-    refused = int(bool(there.gone) and not args.drop_missing)
+    unpublished = any(not gap.checkpoint.url for gap in plan.missing)
+    refused = int(unpublished or (bool(there.gone) and not args.drop_missing))
     if args.json:
         keys = {"gone": there.gone, "recut": there.recut, "unsure": there.unsure}
-        print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost), **keys}))
+        missing = [asdict(gap.checkpoint) for gap in plan.missing]
+        print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost), **keys, "missing": missing}))
         return refused
     for note in there.notes:
         print(note)
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if not runs and not packs and not there.scans:
         print("nothing to do" if plan.left() else "nothing to do: every column and shard is there already")
         return refused
+    for gap in plan.missing:
+        print(f"to be fetched first: {gap}" if gap.checkpoint.url else f"must be supplied: {gap}")
     first = f"{len(there.scans)} recordings to look through, then " if there.scans else ""
     print(f"to do: {first}{runs} stage shards, {_shards(len(packs))} to pack")
     _print_cost(cost)

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from pipeline.batches import in_batches
 from pipeline.columns import Column, load_column, read_members
 from pipeline.config import BuildConfig
-from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.fingerprint import likely_recipe, recipe_key, recipe_of
 from pipeline.networks.device import pick_device
-from pipeline.networks.encoders import Floats, make_encoder
+from pipeline.networks.encoders import WIDTHS, Floats, make_encoder
 from pipeline.stages.audio import Audio
-from pipeline.stages.speech import Speech
+from pipeline.stages.speech import Speech, SpeechConfig
+from pipeline.units import describe_codebook, fit_codebook, load_codebook, sample_features, save_codebook
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
@@ -37,13 +38,39 @@ SAMPLED = 4
 """Sound that is encoded for a fit, as a multiple of the frames that it takes."""
 
 
-def fit_key(config: BuildConfig) -> str:
-    """Hash of all that decides a fit but the sources: settings of sound and units, and the encoder."""
+def fit_key(config: BuildConfig, manifest: Manifest | None = None) -> str:
+    """Hash of all that decides a fit but the sources: settings of sound and units, and the encoder.
+
+    Args:
+        manifest: says which encoder it was, where that is not at hand.
+    """
+    stage = Speech(config.speech.model_copy(update={"centroids": None}), config.run.weights)
+    speech, _ = likely_recipe(stage, manifest)
     # Features are rounded for the fit as they are when they are kept, so keeping them does not change it.
-    speech = config.speech.model_copy(update={"centroids": None, "keep_features": False})
-    recipes = [recipe_of(Audio(config.audio)), recipe_of(Speech(speech, config.run.weights))]
-    identity = [recipe_key(recipe) for recipe in recipes]
+    speech = speech.model_copy(update={"settings": {**speech.settings, "keep_features": False}})
+    identity = [recipe_key(recipe) for recipe in (recipe_of(Audio(config.audio)), speech)]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def check_given_centroids(config: SpeechConfig) -> None:
+    """Look at the centroids that the settings name, before anything is run.
+
+    Raises:
+        UserError: they cannot be read, or are not `clusters` of the encoder's width.
+    """
+    if config.centroids is None:
+        return
+    found, wanted = load_codebook(config.centroids).shape, (config.clusters, WIDTHS[config.encoder])
+    if found[0] != wanted[0]:
+        raise UserError(
+            f"centroids {config.centroids}: there are {found[0]}, but speech.clusters is {wanted[0]}; add "
+            f"--set speech.clusters={found[0]}"
+        )
+    if found[1] != wanted[1]:
+        raise UserError(
+            f"centroids {config.centroids}: {found[1]} channels, but the features of {config.encoder} have "
+            f"{wanted[1]}; name centroids that were fitted with it"
+        )
 
 
 def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildConfig) -> Codebook | None:
@@ -53,7 +80,7 @@ def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildCo
         UserError: the object is damaged.
     """
     book = manifest.codebook if manifest else None
-    if book is None or book.fit != fit_key(config) or not dataset.store.exists(book.name):
+    if book is None or book.fit != fit_key(config, manifest) or not dataset.store.exists(book.name):
         return None
     if dataset.store.sha256(book.name) != book.sha256:
         raise UserError(f"{dataset.uri}/{book.name}: damaged; delete it and build again, it is fitted anew")
@@ -92,8 +119,6 @@ def fit(
 
 def _fit(dataset: Dataset, columns: Sequence[Column], config: BuildConfig, kept: Mapping[str, str]) -> bytes:
     """Centroids as npy."""
-    from pipeline.units import describe_codebook, fit_codebook, sample_features, save_codebook
-
     speech = config.speech
     clips = _sample([(column, key) for column in columns for key in column.clips], SAMPLED * speech.fit_frames)
     shards = {column.task.shard for column, _ in clips}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.networks.weights import MissingCheckpoint, no_fetching
 from pipeline.stage import Clip, Stage
 from shards.errors import UserError
-from shards.manifest import Recipe
+from shards.manifest import Manifest, Recipe
 from shards.schema import SCHEMA_VERSION
 from shards.storage import file_sha256, open_store, user_cache
 
 CACHE = "digests.json"
+ABSENT = "not at hand"
+"""Stands for the digest of networks that are not there; no column has it."""
 
 
 def recipe_of(stage: Stage[Any]) -> Recipe:
@@ -26,13 +30,41 @@ def recipe_of(stage: Stage[Any]) -> Recipe:
     Raises:
         UserError: a network file cannot be read.
     """
+    return _recipe(stage, weights_digest(stage.weights()))
+
+
+def likely_recipe(stage: Stage[Any], manifest: Manifest | None) -> tuple[Recipe, MissingCheckpoint | None]:
+    """What a stage is, without fetching its network, and what is missing of that.
+
+    A missing file is taken for the one that the dataset's columns of this stage and these settings were made with, or
+    else for one that no column was made with.
+
+    Raises:
+        UserError: a network file cannot be read.
+    """
+    try:
+        with no_fetching():
+            return recipe_of(stage), None
+    except MissingCheckpoint as error:
+        missing = error
+    recipe = _recipe(stage, ABSENT)
+    known = manifest.recipes.get(stage.name, {}) if manifest else {}
+    used = Counter(ref.recipe for ref in manifest.columns.get(stage.name, {}).values()) if manifest else Counter()
+    for old in (known[key] for key in sorted(known, key=lambda key: -used[key])):
+        like = recipe.model_copy(update={"weights": old.weights})
+        if like.model_copy(update={"codebook": old.codebook}) == old or stage.differ_in_codebook(old, like):
+            return like, missing
+    return recipe, missing
+
+
+def _recipe(stage: Stage[Any], weights: str) -> Recipe:
     fields = type(stage.config).model_fields
     paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
     settings = stage.config.model_dump(mode="json", exclude=paths)
     return Recipe(
         version=stage.version,
         settings=settings,
-        weights=weights_digest(stage.weights()),
+        weights=weights,
         codebook=weights_digest(stage.codebook()),
     )
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipeline.columns import Task
 from pipeline.fingerprint import fingerprint, media_digest, pack_inputs, recipe_key
+from pipeline.networks.weights import MissingCheckpoint
 from pipeline.registry import KINDS, STAGES, upstream, writers
 from pipeline.selection import Selection
 from pipeline.stage import Clip
@@ -80,10 +81,15 @@ class Pack:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells by stage and shard, and packs by shard; a shard that lacks a column after the build has no pack."""
+    """Cells by stage and shard, and packs by shard; a shard that lacks a column after the build has no pack.
+
+    Attributes:
+        missing: files that what is to be run needs and that are not at hand.
+    """
 
     cells: dict[str, dict[str, Cell]]
     packs: dict[str, Pack] = field(default_factory=dict)
+    missing: tuple[MissingCheckpoint, ...] = ()
 
     def tasks(self) -> list[Task]:
         """What to run, in an order in which everything comes after what it reads."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.config import BuildConfig
-from pipeline.fingerprint import fingerprint, recipe_of
+from pipeline.fingerprint import fingerprint, likely_recipe, recipe_of
 from pipeline.records import Record, load_record, publish_record
 from pipeline.registry import make_stage
 from pipeline.segment import Detect, LeftOut, Rules, Segment, find_segments
@@ -19,7 +19,7 @@ from pipeline.stages.faces import Faces
 from shards.config import Config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
-from shards.manifest import SEGMENTS, Recipe, segments_record
+from shards.manifest import SEGMENTS, Manifest, Recipe, segments_record
 from shards.schema import VIDEO_RATE
 from shards.storage import is_readable, is_remote
 
@@ -94,9 +94,10 @@ class Cut:
     waiting: list[Clip] = field(default_factory=list)
 
 
-def scan_recipe(faces: Faces, config: BuildConfig) -> Recipe:
-    """What decides where recordings are cut: version, settings and the detector."""
-    recipe = recipe_of(faces)
+def scan_recipe(faces: Faces, config: BuildConfig, recipe: Recipe | None = None) -> Recipe:
+    """What decides where recordings are cut: version, settings and the detector; `recipe` is that of `faces`, where it
+    is known."""
+    recipe = recipe or recipe_of(faces)
     settings = {key: value for key, value in recipe.settings.items() if key not in _ELSEWHERE}
     segment = config.segment.model_dump(mode="json", exclude={"enabled"})
     return Recipe(
@@ -111,6 +112,7 @@ def cut_recordings(
     sizes: Mapping[str, int],
     failed: Mapping[str, Scan],
     rows: Sequence[ClipRow],
+    manifest: Manifest | None = None,
 ) -> Cut:
     """The clips of recordings, as far as these have been looked through.
 
@@ -123,11 +125,13 @@ def cut_recordings(
         sizes: name -> size of every stored object.
         failed: results that were not stored, by task.
         rows: the dataset's clips.
+        manifest: says which detector it was, where that is not at hand.
 
     Raises:
         UserError: a record is damaged.
     """
-    recipe = scan_recipe(make_faces(config), config)
+    faces = make_faces(config)
+    recipe = scan_recipe(faces, config, likely_recipe(faces, manifest)[0])
     tasks = {clip.key: task_of(clip, recipe) for clip in recordings if clip.digest}
     stored = sorted({f"{task.shard}.json" for task in tasks.values()} & set(sizes))
     known = {scan.task.shard: scan for scan in _load(dataset, stored)} | dict(failed)

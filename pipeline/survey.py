@@ -111,7 +111,7 @@ def survey(
     found = list_clips(source, config.source, {**known_digests(rows), **(known or {})})
     cut = Cut(found.clips, {}, [])
     if config.segment.enabled:
-        cut = cut_recordings(dataset, found.clips, config, sizes, failed or {}, rows)
+        cut = cut_recordings(dataset, found.clips, config, sizes, failed or {}, rows, manifest)
     shards = assign_shards(cut.clips, config.pack.shard_clips, rows)
     # What could be read when it was built and cannot now is as good as gone: a mount may be missing.
     digests = {clip.key: clip.digest for clip in cut.clips}

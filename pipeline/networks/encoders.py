@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Encoder = Literal["whisper_tiny", "hubert_large"]
 Floats = NDArray[np.float32]
+WIDTHS: dict[Encoder, int] = {"whisper_tiny": 384, "hubert_large": 1024}
+"""Channels of the features, known before a network is loaded."""
 
 
 class SpeechEncoder(Protocol):
