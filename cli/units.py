@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="units", required=True, metavar="fit|import")
     fit = commands.add_parser("fit", help="mini-batch k-means on a folder of audio, e.g. LJ Speech")
-    fit.add_argument("source", type=Path, help="folder of audio files, or LJ Speech's own layout")
+    formats = "wav, flac, ogg, opus, mp3, aiff, au, w64, m4a, mp4, mov, webm, mkv or mka"
+    fit.add_argument("source", type=Path, help=f"folder of audio ({formats} files), or LJ Speech's own layout")
     fit.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npy")
     fit.add_argument("--profile", choices=["offline", "paper"], help="whose encoder, layer and number of clusters")
     fit.add_argument("--weights", type=Path, metavar="DIR", help="folder with the paper profile's checkpoints")
@@ -56,7 +58,7 @@ def _fit(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(report)))
     else:
-        print(_line(report), f"{args.output} (use it: --set speech.centroids={args.output})", sep="\n")
+        print(_line(report), f"{args.output} (use it: {_use(args.output, report.clusters)})", sep="\n")
     return 0
 
 
@@ -73,8 +75,9 @@ def _import(args: argparse.Namespace) -> int:
     import hashlib
 
     from pipeline.joblib_file import read_kmeans
-    from pipeline.units import write_codebook
+    from pipeline.units import check_output, write_codebook
 
+    check_output(args.output)
     centroids = read_kmeans(args.file)
     write_codebook(args.output, centroids)
     digest = hashlib.sha256(args.output.read_bytes()).hexdigest()
@@ -83,5 +86,10 @@ def _import(args: argparse.Namespace) -> int:
         print(json.dumps(tree))
         return 0
     print(f"unpickled {args.file}: {len(centroids)} centroids of {centroids.shape[1]} numbers; nothing in it was run")
-    print(f"{args.output}, sha256 {digest[:12]} (use it: --set speech.centroids={args.output})")
+    print(f"{args.output}, sha256 {digest[:12]} (use it: {_use(args.output, len(centroids))})")
     return 0
+
+
+def _use(output: Path, clusters: int) -> str:
+    """The options of a build with these centroids, as a shell takes them."""
+    return f"--set {shlex.quote(f'speech.centroids={output}')} --set speech.clusters={clusters}"

@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.audio_files import draw, list_audio, read_audio
+from pipeline.batches import in_batches
 from pipeline.networks.encoders import make_encoder
 from pipeline.stages.speech import SpeechConfig
-from pipeline.units import CodebookReport, describe_codebook, fit_codebook, sample_features, write_codebook
-from shards.errors import UserError
+from pipeline.units import (
+    CodebookReport,
+    Floats,
+    check_output,
+    describe_codebook,
+    fit_codebook,
+    sample_features,
+    write_codebook,
+)
 from shards.progress import Progress
+from shards.schema import HOP
 
 
 def fit_units(
@@ -33,25 +40,28 @@ def fit_units(
     Raises:
         UserError: no usable audio, too little of it, or an output that cannot be written.
     """
-    recordings = draw(list_audio(source), fraction, config.seed)
-    if output.suffix != ".npy" or output.is_dir():
-        raise UserError(f"{output}: name a file that ends in .npy")
+    check_output(output)
+    recordings = draw(list_audio(source), fraction, config.seed, source)
     encoder = make_encoder(config.encoder, config.layer, weights, config.precision)
     failed: list[str] = []
     with Progress("fit units", len(recordings), "recordings") as progress:
 
-        def frames() -> Iterator[np.ndarray]:
+        def pieces() -> Iterator[Floats]:
             for path in recordings:
                 try:
-                    for piece in read_audio(path):
-                        yield encoder.encode([piece], config.layer)[0][1]
+                    yield from read_audio(path)
                 except OSError as error:
                     failed.append(str(error))
                 progress.advance()
 
-        features = sample_features(frames(), most, config.seed)
+        def encode(batch: list[Floats]) -> list[Floats]:
+            return [features for _, features in encoder.encode(batch, config.layer)]
+
+        encoded = in_batches(pieces(), lambda piece: len(piece) // HOP, encoder.budget, encode, encoder.waste)
+        features = sample_features((values for _, values in encoded), most, config.seed)
         if failed:
             progress.note(f"{len(failed)} recordings could not be read, e.g. {failed[0]}")
+        progress.note(f"{len(features)} frames are clustered; nothing is stored before that is done")
         centroids = fit_codebook(features, config.clusters, config.seed)
     write_codebook(output, centroids)
     return describe_codebook(features, centroids)

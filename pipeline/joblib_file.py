@@ -7,7 +7,9 @@ version can be read.
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import pickle
 import zlib
 from collections.abc import Callable
@@ -93,8 +95,22 @@ class _Reader(_Unpickler):
 _Reader.dispatch[pickle.BUILD[0]] = _Reader.load_build
 
 
+def _unpacked(data: bytes) -> bytes:
+    """A file's bytes, at most `MAX_BYTES`, without its compression. Raises ValueError: one that is not read here."""
+    if data[:4] == b"\x04\x22\x4d\x18":
+        raise ValueError("compressed by lz4, which is not read here: store it again with compress=0")
+    if data[:1] == b"\x78" or data[:2] == b"\x1f\x8b":
+        return zlib.decompressobj(wbits=47).decompress(data, MAX_BYTES)
+    if data[:3] == b"BZh":
+        return bz2.BZ2Decompressor().decompress(data, MAX_BYTES)
+    if data[:6] == b"\xfd7zXZ\x00" or data[:3] == b"\x5d\x00\x00":
+        return lzma.LZMADecompressor(memlimit=MAX_BYTES).decompress(data, MAX_BYTES)
+    return data
+
+
 def read_kmeans(path: Path) -> Floats:
-    """The centroids [K, D], float32, of a k-means stored by joblib or pickle, plain or zlib- or gzip-compressed.
+    """The centroids [K, D], float32, of a k-means stored by joblib or pickle, plain or compressed by zlib, gzip, bz2 or
+    lzma.
 
     Raises:
         UserError: the file cannot be read or holds no k-means.
@@ -106,9 +122,7 @@ def read_kmeans(path: Path) -> Floats:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        if data[:1] == b"\x78" or data[:2] == b"\x1f\x8b":
-            unpack = zlib.decompressobj(wbits=47)
-            data = unpack.decompress(data, MAX_BYTES)
+        data = _unpacked(data)
         found = _Reader(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle can fail in any way
         words = " ".join(str(error).split())[:200]
@@ -116,5 +130,7 @@ def read_kmeans(path: Path) -> Floats:
     centres = found.state.get(CENTRES) if isinstance(found, _Shell) else found
     if not isinstance(centres, np.ndarray):
         raise UserError(f"{path}: holds no fitted k-means ({CENTRES} is missing)")
+    if centres.dtype.kind not in "fiu":
+        raise UserError(f"{path}: its {CENTRES} are {centres.dtype}, expected real numbers")
     with np.errstate(over="ignore"):
         return check_centroids(np.ascontiguousarray(centres, np.float32), path)

@@ -47,7 +47,7 @@ def decode_audio(uri: str, start: float | None = None, end: float | None = None)
     stop = None if end is None else first + exact(end)
     layouts: dict[tuple[str, ...], Places] = {}
     length = 0
-    for at, names, samples in _runs(uri, origin if start else None, stop):
+    for at, names, samples in stretches(uri, origin if start else None, stop):
         place = round((at - origin) * SAMPLE_RATE)
         length = max(length, place + samples.shape[1])
         if place < 0:
@@ -61,7 +61,7 @@ def decode_audio(uri: str, start: float | None = None, end: float | None = None)
         pieces = [(place, samples[:, : max(length - place, 0)]) for place, samples in runs]
         weights = mix([piece for _, piece in pieces], names)
         for place, piece in pieces:
-            sound[place : place + piece.shape[1]] = _mean(piece, weights)
+            sound[place : place + piece.shape[1]] = mean(piece, weights)
     return sound
 
 
@@ -117,7 +117,7 @@ def _covariance(pieces: list[NDArray[np.float32]], channels: int) -> NDArray[np.
     return products
 
 
-def _mean(piece: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def mean(piece: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean of the channels that count, with their signs."""
     counted = weights != 0
     if not (weights == 1).all():
@@ -125,10 +125,14 @@ def _mean(piece: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[n
     return piece.mean(axis=0, dtype=np.float32)
 
 
-def _runs(
-    uri: str, seek: Fraction | None, stop: Fraction | None
+def stretches(
+    uri: str, seek: Fraction | None = None, stop: Fraction | None = None
 ) -> Iterator[tuple[Fraction, tuple[str, ...], NDArray[np.float32]]]:
-    """Stretches of sound without a gap at 16 kHz: time of the first sample, channel names, [channels, samples]."""
+    """Stretches of sound without a gap at 16 kHz: time of the first sample, channel names, float32 [channels, samples].
+
+    Raises:
+        Reject: UNREADABLE, TRUNCATED or NO_AUDIO.
+    """
     with open_container(uri) as container:
         stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
         if stream is None:

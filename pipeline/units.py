@@ -22,6 +22,10 @@ Floats = NDArray[np.float32]
 
 SEED = 1369
 STARTS = 5
+BLOCK = 10_000
+"""Frames held against centroids at once."""
+CHANNELS = 64
+"""Channels put in order at once."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class CodebookReport:
 def sample_features(clips: Iterable[Floats], max_frames: int, seed: int = SEED) -> Floats:
     """A uniform random sample of the frames of `clips`: float32 [at most max_frames, D], in the order given.
 
-    One clip is taken at a time; memory stays at twice the sample. Each frame draws a number and the smallest
-    `max_frames` stay, so the sample depends on the clips, their order and the seed alone.
+    Each frame draws a number and the smallest `max_frames` stay, so the sample depends on the clips, their order and
+    the seed alone. Memory is that of the sample and of the clip that is being taken.
 
     Args:
         clips: features, float32 [T, D] each.
@@ -57,27 +61,28 @@ def sample_features(clips: Iterable[Floats], max_frames: int, seed: int = SEED) 
         UserError: no clip at all.
     """
     rng = np.random.default_rng(seed)
-    draws: list[NDArray[np.float64]] = []
-    features: list[Floats] = []
-    held = 0
+    sample: Floats | None = None
+    draws, place = np.zeros(max_frames), np.zeros(max_frames, np.int64)
+    held = seen = 0
     for clip in clips:
-        draws.append(rng.random(len(clip)))
-        features.append(clip)
-        held += len(clip)
-        if held > 2 * max_frames:
-            draws, features = _smallest(draws, features, max_frames)
-            held = max_frames
-    if not features:
+        if sample is None:
+            sample = np.empty((max_frames, clip.shape[1]), np.float32)  # of the machine's memory, what is filled
+        drawn = rng.random(len(clip))
+        room = min(max_frames - held, len(clip))
+        rows, slots = np.arange(len(clip)), np.arange(held, held + room)
+        if room < len(clip):
+            both = np.concatenate([draws[:held], drawn])
+            limit = np.partition(both, max_frames - 1)[max_frames - 1]
+            rows = np.flatnonzero(drawn <= limit)
+            slots = np.concatenate([slots, np.flatnonzero(draws[:held] > limit)])
+        sample[slots], draws[slots], place[slots] = clip[rows], drawn[rows], seen + rows
+        held, seen = held + room, seen + len(clip)
+    if sample is None:
         raise UserError("units: no sound to fit centroids on; the training split has no usable clip")
-    return _smallest(draws, features, max_frames)[1][0]
-
-
-def _smallest(
-    draws: list[NDArray[np.float64]], features: list[Floats], count: int
-) -> tuple[list[NDArray[np.float64]], list[Floats]]:
-    drawn, values = np.concatenate(draws), np.concatenate(features)
-    chosen = np.sort(np.argsort(drawn, kind="stable")[:count])
-    return [drawn[chosen]], [values[chosen]]
+    order = np.argsort(place[:held])
+    for at in range(0, sample.shape[1], CHANNELS):  # in place, a few channels at a time
+        sample[:held, at : at + CHANNELS] = sample[order, at : at + CHANNELS]
+    return sample[:held]
 
 
 def fit_codebook(features: NDArray[Any], clusters: int, seed: int = SEED) -> Floats:
@@ -120,15 +125,22 @@ def assign(features: Floats, centroids: Floats) -> NDArray[np.int16]:
 
 
 def describe_codebook(features: Floats, centroids: Floats) -> CodebookReport:
-    """Hold a codebook against features [N, D]."""
-    units = assign(features, centroids)
-    counts = np.bincount(units, minlength=len(centroids))
-    used = counts[counts > 0] / len(units)
+    """Hold a codebook against features [N, D], in blocks."""
+    counts = np.zeros(len(centroids), np.int64)
+    near, far = 0.0, 0.0
+    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    for at in range(0, len(features), BLOCK):
+        block = features[at : at + BLOCK]
+        units = assign(block, centroids)
+        counts += np.bincount(units, minlength=len(centroids))
+        near += float(((block - centroids[units]) ** 2).sum(dtype=np.float64))
+        far += float(((block - mean) ** 2).sum(dtype=np.float64))
+    used = counts[counts > 0] / len(features)
     return CodebookReport(
-        frames=len(units),
+        frames=len(features),
         clusters=len(centroids),
-        inertia=float(((features - centroids[units]) ** 2).sum(1, dtype=np.float64).mean()),
-        variance=float(features.var(axis=0, dtype=np.float64).sum()),
+        inertia=near / len(features),
+        variance=far / len(features),
         dead=int((counts == 0).sum()),
         perplexity=float(2 ** -(used * np.log2(used)).sum()),
     )
@@ -139,8 +151,19 @@ def save_codebook(stream: IO[bytes], centroids: Floats) -> None:
     np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError: centroids cannot be written under this name."""
+    if path.suffix != ".npy" or path.is_dir():
+        raise UserError(f"{path}: name a file that ends in .npy")
+
+
 def write_codebook(path: Path, centroids: Floats) -> None:
-    """Write centroids to a file, npy, float32 [K, D]; the file is whole or not there."""
+    """Write centroids to a file, npy, float32 [K, D]; the file is whole or not there.
+
+    Raises:
+        UserError: see `check_output`.
+    """
+    check_output(path)
     buffer = BytesIO()
     save_codebook(buffer, centroids)
     open_store(str(path.absolute().parent)).write(path.name, buffer.getvalue())

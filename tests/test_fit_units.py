@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import joblib
 import numpy as np
 import pytest
@@ -42,13 +43,41 @@ def test_the_layout_of_lj_speech_and_any_folder(speech: Path) -> None:
         list_audio(speech / "absent")
 
 
-def test_a_draw_depends_on_seed_and_names_alone(tmp_path: Path) -> None:
-    names = [f"{number}.wav" for number in range(50)]
-    here = [path.name for path in draw([Path("a", name) for name in names], 0.2, 1)]
-    assert len(here) == 10
-    assert here == [path.name for path in draw([Path("b", name) for name in reversed(names)], 0.2, 1)]
-    assert set(here) != {path.name for path in draw([Path("a", name) for name in names], 0.2, 2)}
-    assert len(draw([Path("x.wav")], 0.01, 1)) == 1
+def test_a_draw_depends_on_seed_and_paths_below_the_folder_alone() -> None:
+    names = [f"{speaker}/{number}.wav" for speaker in range(10) for number in range(10)]
+
+    def drawn(root: str, seed: int, order: int = 1) -> list[str]:
+        paths = [Path(root, name) for name in names[::order]]
+        return [path.relative_to(root).as_posix() for path in draw(paths, 0.2, seed, Path(root))]
+
+    here = drawn("a", 1)
+    assert len(here) == 20
+    assert here == drawn("b/c", 1, -1)
+    assert set(here) != set(drawn("a", 2))
+    # Files of one name in several folders are drawn on their own.
+    assert len({Path(name).name for name in here}) > 2
+    assert {name for name in names if Path(name).name in {Path(one).name for one in here}} != set(here)
+    assert len(draw([Path("x.wav")], 0.01, 1, Path())) == 1
+
+
+def test_opposed_channels_do_not_cancel_and_containers_are_read(tmp_path: Path) -> None:
+    seconds = np.arange(48_000 * 2) / 48_000
+    tone = (0.5 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
+    soundfile.write(tmp_path / "turned.wav", np.stack([tone, -tone], axis=1), 48_000)
+    with av.open(str(tmp_path / "t.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.stack([tone, -tone]), format="fltp", layout="stereo")
+        frame.sample_rate = 48_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    (tmp_path / "broken.m4a").write_bytes(b"nothing")
+    assert len(list_audio(tmp_path)) == 3
+    for name in ("turned.wav", "t.m4a"):
+        (piece,) = read_audio(tmp_path / name)
+        assert len(piece) == pytest.approx(32_000, abs=640)
+        assert np.sqrt((piece[2000:-2000] ** 2).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
+    with pytest.raises(OSError, match=r"broken\.m4a"):
+        list(read_audio(tmp_path / "broken.m4a"))
 
 
 def test_sound_comes_in_whole_frames_at_16_khz(tmp_path: Path) -> None:
@@ -79,7 +108,9 @@ def test_fit_writes_centroids_that_a_build_takes(
     first = target.read_bytes()
     assert main(command) == 0
     assert target.read_bytes() == first
-    assert "12 clusters on 600 frames" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "12 clusters on 600 frames" in out
+    assert f"--set speech.centroids={target} --set speech.clusters=12" in out
 
 
 @pytest.mark.parametrize(
@@ -104,6 +135,13 @@ def test_import_says_that_it_unpickles(tmp_path: Path, capsys: pytest.CaptureFix
     kmeans = MiniBatchKMeans(6, n_init=1, random_state=0).fit(features)
     joblib.dump(kmeans, tmp_path / "km.bin")
     assert main(["units", "import", str(tmp_path / "km.bin"), "-o", str(tmp_path / "u.npy")]) == 0
-    assert "unpickled" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "unpickled" in out
+    assert "--set speech.clusters=6" in out
     np.testing.assert_array_equal(load_codebook(tmp_path / "u.npy"), kmeans.cluster_centers_)
     assert main(["units", "import", str(tmp_path / "absent"), "-o", str(tmp_path / "u.npy")]) == 2
+    (tmp_path / "folder.npy").mkdir()
+    for output in ("u.bin", "folder.npy"):
+        capsys.readouterr()
+        assert main(["units", "import", str(tmp_path / "km.bin"), "-o", str(tmp_path / output)]) == 2
+        assert "ends in .npy" in capsys.readouterr().err

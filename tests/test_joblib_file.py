@@ -22,7 +22,7 @@ def fitted() -> MiniBatchKMeans:
     return MiniBatchKMeans(5, n_init=1, random_state=np.random.RandomState(3)).fit(features)
 
 
-@pytest.mark.parametrize("compress", [0, "zlib", "gzip"])
+@pytest.mark.parametrize("compress", [0, "zlib", "gzip", "bz2", "xz", "lzma"])
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_what_joblib_wrote_is_read(fitted: MiniBatchKMeans, tmp_path: Path, compress: int | str, protocol: int) -> None:
     joblib.dump(fitted, tmp_path / "u.km", compress=compress, protocol=protocol)
@@ -71,5 +71,12 @@ def test_damage_is_one_line(fitted: MiniBatchKMeans, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name) as caught:
             read_kmeans(tmp_path / name)
         assert "\n" not in str(caught.value)
+    (tmp_path / "u.lz4").write_bytes(b"\x04\x22\x4d\x18" + bytes(20))
+    with pytest.raises(UserError, match=r"lz4.*compress=0"):
+        read_kmeans(tmp_path / "u.lz4")
+    for array in (np.array([["a", "b"]]), np.ones((2, 2), complex), np.zeros((2, 2), "M8[s]")):
+        joblib.dump(array, tmp_path / "other.km")
+        with pytest.raises(UserError, match="expected real numbers"):
+            read_kmeans(tmp_path / "other.km")
     with pytest.raises(UserError, match="cannot be read"):
         read_kmeans(tmp_path / "absent")

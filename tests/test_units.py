@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.units import assign, describe_codebook, fit_codebook, load_codebook, sample_features, save_codebook
 from shards.errors import UserError
@@ -78,6 +81,35 @@ def test_sample_is_without_repeats_uniform_and_repeatable() -> None:
     # Mean of a uniform sample of 0..3999: standard error 1155 / sqrt(500) = 52.
     assert abs(sample.mean() - 1999.5) < 4 * 52
     assert np.array_equal(sample, sample_features(iter(clips), 500, seed=7))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 60), st.integers(0, 5))
+def test_sample_is_the_frames_with_the_smallest_draws_in_their_order(lengths: list[int], most: int, seed: int) -> None:
+    total = sum(lengths)
+    draws = np.random.default_rng(seed).random(total)
+    wanted = sorted(sorted(range(total), key=lambda frame: draws[frame])[:most])
+    frames = np.arange(total, dtype=np.float32)[:, None] * np.ones(130, np.float32)
+    clips = np.split(frames, np.cumsum(lengths)[:-1])
+    assert sample_features(clips, most, seed).tolist() == frames[wanted].tolist()
+
+
+def test_a_sample_takes_little_more_than_itself() -> None:
+    clips = (np.full((1000, 256), number, np.float32) for number in range(60))
+    tracemalloc.start()
+    sample = sample_features(clips, 20_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * sample.nbytes
+
+
+def test_the_report_does_not_depend_on_blocks() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(25_000, 3)).astype(np.float32)
+    centroids = features[:7]
+    report = describe_codebook(features, centroids)
+    distances = ((features[:, None].astype(np.float64) - centroids) ** 2).sum(2)
+    assert report.inertia == pytest.approx(distances.min(1).mean(), rel=1e-5)
+    assert report.variance == pytest.approx(features.astype(np.float64).var(0).sum(), rel=1e-5)
 
 
 def test_sample_keeps_everything_where_there_is_little() -> None:
