@@ -89,8 +89,9 @@ def build(
         there = survey(source, uri, wanted, known, scans)
         _refuse_losses(there, selection, drop_missing)
         if there.scans:
-            if _supply(there, selection).fetched:
-                continue  # what was found in recordings goes by the detector's digest
+            # Shards are not known yet; and what was found in recordings goes by the detector's digest.
+            if _supply(there, replace(selection, shards=None)).fetched:
+                continue
             known = {**known, **known_digests(there.recordings)}
             scans |= _scan(there)
             continue
