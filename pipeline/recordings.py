@@ -182,17 +182,22 @@ def make_faces(config: BuildConfig) -> Faces:
     return stage
 
 
-def scan_recording(dataset: Dataset, task: SegmentTask, recording: Clip, config: BuildConfig, detect: Detect) -> Scan:
+def scan_recording(
+    dataset: Dataset, task: SegmentTask, recording: Clip, config: BuildConfig, detect: Detect, batch: int
+) -> Scan:
     """Look through a recording and publish what was found.
 
     An unforeseen error refuses the recording for this build and is not stored: the next build tries again.
+
+    Args:
+        batch: frames per call of the detector.
 
     Raises:
         UserError: the media are no longer there.
     """
     rules = Rules(config.segment, config.faces.cut, config.faces.track_overlap, config.faces.max_gap)
     try:
-        found = find_segments(recording, rules, detect)
+        found = find_segments(recording, rules, detect, batch)
     except UserError:
         raise
     except Reject as reject:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Detect = Callable[[Sequence[np.ndarray]], "list[Detections]"]
 """Faces of each RGB frame, uint8 [H, W, 3]."""
-BATCH = 8
-"""Frames per call of the detector."""
 _PAUSE = 5
 """Frames over which sound is averaged when the quietest place is looked for."""
 
@@ -125,8 +123,8 @@ class Span:
     faces: int
 
 
-def find_segments(recording: Clip, rules: Rules, detect: Detect) -> Found:
-    """Look through a recording.
+def find_segments(recording: Clip, rules: Rules, detect: Detect, batch: int) -> Found:
+    """Look through a recording, `batch` frames per call of the detector.
 
     A recording that breaks off on the way gives the segments before that.
 
@@ -138,24 +136,24 @@ def find_segments(recording: Clip, rules: Rules, detect: Detect) -> Found:
 
     shots = ShotFinder(rules.cut)
     seen: list[Detections] = []
-    batch: list[np.ndarray] = []
+    looked: list[np.ndarray] = []
     frames = 0
     broken: Reject | None = None
     try:
         for frame in decode_video(recording.uri, recording.start, recording.end):
             shots.add(frame)
             if frames % rules.segment.every == 0:
-                batch.append(frame)
+                looked.append(frame)
             frames += 1
-            if len(batch) == BATCH:
-                seen += detect(batch)
-                batch = []
+            if len(looked) == batch:
+                seen += detect(looked)
+                looked = []
     except Reject as reject:
         if not frames:
             raise
         broken = reject
-    if batch:
-        seen += detect(batch)
+    if looked:
+        seen += detect(looked)
     cuts = shots.finish()
     spans: list[Span] = []
     for begin, end in zip([0, *cuts], [*cuts, frames], strict=True):

@@ -71,7 +71,7 @@ def status(uri: str) -> Status:
         from pipeline.recordings import scans_of  # brings all stages along
 
         scans = scans_of(dataset, dataset.clips(manifest))
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, float] = defaultdict(float)
     for part in (part for scan in scans for part in scan.left_out):
         left_out[part.reason.value] += part.end - part.start
     reasons: Counter[str] = Counter()

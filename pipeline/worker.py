@@ -88,7 +88,7 @@ class Worker:
             faces.setup()
             pin_threads(self._threads)
             self._detector = faces
-        return scan_recording(self._dataset, task, recording, self._config, self._detector.detect)
+        return scan_recording(self._dataset, task, recording, self._config, self._detector.detect, self._detector.batch)
 
     def _columns(self, task: Task | PackTask) -> list[Column]:
         found = []

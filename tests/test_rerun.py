@@ -290,7 +290,14 @@ def test_lengths_that_differ_are_asked_of_the_stages_that_decode(copy: Dataset, 
     manifest, version = copy.current()
     assert manifest is not None
     row = next(row for row in copy.clips() if row.state == "packed")
-    facts = {"key": row.key, "uri": row.uri, "split": row.split, "shard": row.shard, "stage": stage, "attempt": 1}
+    facts: dict[str, Any] = {
+        "key": row.key,
+        "uri": row.uri,
+        "split": row.split,
+        "shard": row.shard,
+        "stage": stage,
+        "attempt": 1,
+    }
     lost = QuarantineRow(**facts, reason="audio_length", message="", traceback="", retriable=False)
     table = copy.put_rows(QuarantineRow, [*copy.quarantine(), lost])
     copy.commit(manifest.model_copy(update={"quarantine": table}), version)

@@ -117,7 +117,7 @@ def test_faces_that_come_and_go(tmp_path: Path) -> None:
         crowd = [(900, 30)] if frame >= 60 else []
         return [*left, *right, *passer, *crowd]
 
-    found = find_segments(grey(tmp_path / "x.mp4", 10, None), rules(), detector(places))
+    found = find_segments(grey(tmp_path / "x.mp4", 10, None), rules(), detector(places), 8)
     assert [(segment.start, segment.end, segment.faces) for segment in found.segments] == [
         (0.4, 3.84, 1),  # the gap is bridged, the passer-by was too short, the crowd is too small
         (4.0, 5.84, 2),
@@ -135,13 +135,13 @@ def test_long_stays_are_cut_where_it_is_quiet(tmp_path: Path) -> None:
         sound[int(begin * 16_000) : int((begin + 0.4) * 16_000)] = 0
     always = [(0, 100)]
     found = find_segments(
-        grey(tmp_path / "x.mp4", 14, sound), rules(max_seconds=6), detector(lambda frame: always)
+        grey(tmp_path / "x.mp4", 14, sound), rules(max_seconds=6), detector(lambda frame: always), 3
     ).segments
     assert [segment.start for segment in found[1:]] == [segment.end for segment in found[:-1]]
     assert found[0].end == pytest.approx(4.6, abs=0.13)
     assert found[1].end == pytest.approx(9.4, abs=0.13)
     assert (found[0].start, found[-1].end) == (0, 13.84)
-    silent = find_segments(grey(tmp_path / "y.mp4", 14, None), rules(max_seconds=6), detector(lambda frame: always))
+    silent = find_segments(grey(tmp_path / "y.mp4", 14, None), rules(max_seconds=6), detector(lambda frame: always), 3)
     assert [segment.end - segment.start for segment in silent.segments] == pytest.approx([4.64, 4.6, 4.6])
 
 
@@ -169,7 +169,7 @@ def test_frames_of_a_segment_are_those_of_the_whole(tmp_path: Path, rate: Fracti
 def test_what_breaks_off_or_fails(clips: Path, tmp_path: Path) -> None:
     always = [(0, 100)]
     cut = Clip("cut", str(clips / "12_truncated_faststart_60pct.mp4"), "d" * 64)
-    found = find_segments(cut, rules(), detector(lambda frame: always))
+    found = find_segments(cut, rules(), detector(lambda frame: always), 8)
     assert found.refused
     assert found.refused.reason is Reason.TRUNCATED
     assert [segment.start for segment in found.segments] == [0]
@@ -181,7 +181,7 @@ def test_what_breaks_off_or_fails(clips: Path, tmp_path: Path) -> None:
     def fail(frames: Sequence[np.ndarray]) -> list[Detections]:
         raise ZeroDivisionError("no detector today")
 
-    scan = scan_recording(dataset, task, cut, config, fail)
+    scan = scan_recording(dataset, task, cut, config, fail, 8)
     assert scan.refused
     assert scan.refused.reason is Reason.FAULT
     assert "no detector today" in scan.refused.traceback

@@ -105,6 +105,11 @@ class Faces(Stage[FacesConfig]):
         """Load the detector."""
         self._detector = make_detector(self.config, self.folder)
 
+    @property
+    def batch(self) -> int:
+        """Frames that `detect` is best given at once; after `setup`."""
+        return self._detector.batch
+
     def detect(self, frames: Sequence[np.ndarray]) -> list[Detections]:
         """Faces of each RGB frame, uint8 [H, W, 3], all of one size; after `setup`."""
         return self._detector.detect(frames)
@@ -156,7 +161,7 @@ class Faces(Stage[FacesConfig]):
         found: list[Detections] = []
         batch: list[np.ndarray] = []
         total = 0
-        size = self._detector.batch
+        size = self.batch
         for frame in prefetched(iter(frames), 2 * size) if self._detector.on_gpu else frames:
             if total >= limit:
                 raise Reject(
