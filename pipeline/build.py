@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.codebook import check_given_centroids, fit, usable_codebook
+from pipeline.codebook import fit
 from pipeline.columns import load_column
 from pipeline.commit import commit_build, commit_clips
 from pipeline.config import BuildConfig
 from pipeline.digests import Known, known_digests
-from pipeline.fingerprint import likely_recipe, recipe_key
-from pipeline.networks.weights import MissingCheckpoint, fetch_all
+from pipeline.fingerprint import recipe_key
 from pipeline.pack import PackTask
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan
+from pipeline.recipes import Recipes, missing_networks, plan_with, stage_recipes, supply
 from pipeline.recordings import Scan
-from pipeline.registry import STAGES, make_stage
+from pipeline.registry import STAGES
 from pipeline.selection import Selection
 from pipeline.stage import Reason
-from pipeline.stages.faces import Faces
-from pipeline.stages.speech import Speech
 from pipeline.survey import Survey, Wanted, survey
 from pipeline.work import Crew
 from shards.errors import UserError
-from shards.local_store import local_copy
 from shards.manifest import Codebook, Manifest, Recipe
 from shards.schema import VIDEO_RATE
 from shards.storage import Conflict
@@ -90,14 +87,14 @@ def build(
         _refuse_losses(there, selection, drop_missing)
         if there.scans:
             # Shards are not known yet; and what was found in recordings goes by the detector's digest.
-            if _supply(there, replace(selection, shards=None)).fetched:
+            if supply(there, replace(selection, shards=None)).fetched:
                 continue
             known = {**known, **known_digests(there.recordings)}
             scans |= _scan(there)
             continue
         selection.pick_shards(list(there.shards))  # a wrong one is said before anything is done
         try:
-            recipes = _supply(there, selection, _again(there, selection)[0])
+            recipes = supply(there, selection, _again(there, selection)[0])
             return _build(commit_clips(there), recipes, selection, len(scans))
         except Conflict:
             continue
@@ -108,78 +105,8 @@ def plan_build(there: Survey, selection: Selection) -> Plan:
     """What `build` would do, as far as it can be known before centroids are fitted; nothing is fetched."""
     again, _ = _again(there, selection)
     recipes = stage_recipes(there)
-    plan = _plan(there, recipes, selection, again)
-    return replace(plan, missing=tuple(_missing(there, recipes, plan, selection)))
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """What the stages are.
-
-    Attributes:
-        known: recipe of each stage; None for units whose centroids are not fitted yet.
-        unfitted: recipe of these, without centroids.
-        missing: stage -> its network, where that is not at hand and was assumed.
-        book: the dataset's own centroids.
-        fetched: whether a network was fetched for them.
-    """
-
-    known: dict[str, Recipe | None]
-    unfitted: dict[str, Recipe]
-    missing: dict[str, MissingCheckpoint]
-    book: Codebook | None
-    fetched: bool = False
-
-
-def stage_recipes(there: Survey, book: Codebook | None = None) -> Recipes:
-    """The recipe of each stage, without fetching any network.
-
-    Args:
-        book: centroids that were just fitted; None for those that the dataset has, if they are of these settings.
-
-    Raises:
-        UserError: a network that cannot be read, centroids that do not fit.
-    """
-    config = there.config
-    check_given_centroids(config.speech)
-    book = book or usable_codebook(there.dataset, there.manifest, config)
-    centroids = local_copy(there.dataset.store, book.name) if book else None
-    recipes = Recipes({}, {}, {}, book)
-    for kind in STAGES:
-        recipe, missing = likely_recipe(make_stage(kind, config, centroids), there.manifest)
-        unfitted = kind is Speech and not (config.speech.centroids or centroids)
-        recipes.known[kind.name] = None if unfitted else recipe
-        if unfitted:
-            recipes.unfitted[kind.name] = recipe
-        if missing:
-            recipes.missing[kind.name] = missing
-    return recipes
-
-
-def _missing(there: Survey, recipes: Recipes, plan: Plan, selection: Selection) -> list[MissingCheckpoint]:
-    """Networks that the build needs and that are not at hand."""
-    needed = {stage for stage, row in plan.cells.items() if any(cell.run for cell in row.values())}
-    needed |= recipes.unfitted.keys() & selection.stages()
-    if there.scans:  # clips will come that nobody knows yet
-        needed |= selection.stages() | {Faces.name}
-    return [missing for stage, missing in recipes.missing.items() if stage in needed]
-
-
-def _supply(there: Survey, selection: Selection, again: Collection[tuple[str, str]] = ()) -> Recipes:
-    """The recipe of each stage, with the networks of those that are to be run at hand: all are fetched, or none.
-
-    Raises:
-        UserError: names all that are missing.
-    """
-    fetched = False
-    while True:
-        recipes = stage_recipes(there)
-        plan = _plan(there, recipes, selection, again)
-        missing = _missing(there, recipes, plan, selection)
-        if not missing:
-            return replace(recipes, fetched=fetched)
-        fetch_all(missing)
-        fetched = True
+    plan = plan_with(there, recipes, selection, again)
+    return replace(plan, missing=tuple(missing_networks(there, recipes, plan, selection)))
 
 
 def _scan(there: Survey) -> dict[str, Scan]:
@@ -201,7 +128,7 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) 
             else:
                 # Without sound there is no clip that units could be made for: all are refused by the audio stage.
                 recipes = replace(recipes, known={name: recipe for name, recipe in recipes.known.items() if recipe})
-        plan = _plan(there, recipes, selection, again)
+        plan = plan_with(there, recipes, selection, again)
         packs = [
             PackTask(
                 shard=shard,
@@ -222,17 +149,10 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) 
     return _summary(there, after, plan, crew, scanned, kept + len(tasks), changed, notes)
 
 
-def _plan(there: Survey, recipes: Recipes, selection: Selection, again: Collection[tuple[str, str]] = ()) -> Plan:
-    fields = there.config.pack.fields
-    return make_plan(
-        recipes.known, there.shards, there.manifest, there.sizes, fields, selection, again, recipes.unfitted
-    )
-
-
 def _fit(there: Survey, recipes: Recipes, crew: Crew) -> Codebook | None:
     """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
     sound = {"audio": recipes.known["audio"], "speech": None}
-    plan = _plan(there, replace(recipes, known=sound), Selection())
+    plan = plan_with(there, replace(recipes, known=sound), Selection())
     crew.run(plan.tasks(), None)
     marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
     kept = {shard: cell.reuse for shard, cell in plan.cells["speech"].items() if cell.reuse}
