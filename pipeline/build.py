@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.codebook import fit
+from pipeline.codebook import fit, keep_given
 from pipeline.columns import load_column
 from pipeline.commit import commit_build, commit_clips
 from pipeline.config import BuildConfig
@@ -122,6 +122,7 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) 
     again, notes = _again(there, selection)
     with Crew(dataset, config, there.shards) as crew:
         if recipes.known["speech"] is None and "speech" in selection.stages():
+            crew.start()  # what the machine lacks is said before the fit
             book = _fit(there, recipes, crew)
             if book:
                 recipes = stage_recipes(there, book)
@@ -143,7 +144,8 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) 
         ]
         tasks = plan.tasks()
         crew.run([*tasks, *packs], recipes.book.name if recipes.book else None)
-    book = recipes.book or (manifest.codebook if manifest else None)
+    given = keep_given(dataset, config.speech) if "speech" in selection.stages() else None
+    book = given or recipes.book or (manifest.codebook if manifest else None)
     after, changed = commit_build(there, plan, recipes.known, crew.columns, crew.packed, book)
     kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())
     return _summary(there, after, plan, crew, scanned, kept + len(tasks), changed, notes)

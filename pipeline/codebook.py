@@ -28,6 +28,7 @@ from pipeline.units import describe_codebook, fit_codebook, load_codebook, sampl
 from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.local_store import local_copy
 from shards.manifest import Codebook, Manifest, split_of
 from shards.mel import from_pcm
 from shards.progress import Progress
@@ -52,6 +53,10 @@ def fit_key(config: BuildConfig, manifest: Manifest | None = None) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
+GIVEN = "given"
+"""Stands for the settings of a fit, in a codebook that was none of ours."""
+
+
 def check_given_centroids(config: SpeechConfig) -> None:
     """Look at the centroids that the settings name, before anything is run.
 
@@ -71,6 +76,30 @@ def check_given_centroids(config: SpeechConfig) -> None:
             f"centroids {config.centroids}: {found[1]} channels, but the features of {config.encoder} have "
             f"{wanted[1]}; name centroids that were fitted with it"
         )
+
+
+def keep_given(dataset: Dataset, config: SpeechConfig) -> Codebook | None:
+    """The centroids that the settings name, as an object of the dataset: it must not depend on a file elsewhere."""
+    if config.centroids is None:
+        return None
+    data = config.centroids.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"codebooks/units-{digest[:16]}.npy"
+    if not dataset.store.exists(name):
+        with contextlib.suppress(Conflict):
+            dataset.store.swap(name, data, None)
+    return Codebook(name=name, sha256=digest, bytes=len(data), fit=GIVEN)
+
+
+def find_given(dataset: Dataset, manifest: Manifest | None, config: BuildConfig) -> BuildConfig:
+    """The settings, with the dataset's own copy of the centroids where the file that it was built with is gone."""
+    path, book = config.speech.centroids, manifest.codebook if manifest else None
+    if manifest is None or book is None or book.fit != GIVEN or path is None or path.exists():
+        return config
+    if manifest.config["speech"]["centroids"] != str(path.absolute()):
+        return config
+    speech = config.speech.model_copy(update={"centroids": local_copy(dataset.store, book.name)})
+    return config.model_copy(update={"speech": speech})
 
 
 def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildConfig) -> Codebook | None:

@@ -143,7 +143,8 @@ def cut_recordings(
     waiting: list[Clip] = []
     scans: dict[str, tuple[SegmentTask, Clip]] = {}
     seconds = 0.0
-    whole = broken = count = kept = 0
+    whole = count = kept = 0
+    broken: list[str] = []
     for clip in recordings:
         task = tasks.get(clip.key)
         scan = known.get(task.shard) if task else None
@@ -162,12 +163,13 @@ def cut_recordings(
             count += len(scan.segments)
             whole += scan.frames
             seconds += sum(segment.end - segment.start for segment in scan.segments)
-            broken += bool(scan.segments and scan.refused)
+            broken += [clip.key] if scan.segments and scan.refused else []
     clips.sort(key=lambda clip: clip.key)
     looked = len(recordings) - len(waiting) - kept
     notes = [f"{count} segments in {looked} recordings, {seconds:.1f} of {whole / VIDEO_RATE:.1f} s"] if looked else []
     if broken:
-        notes.append(f"{broken} recordings break off; their segments before that are used")
+        some = f"{len(broken)} recordings break off, e.g. {broken[0]}"
+        notes.append(f"{some}; their segments before that are used")
     if kept:
         notes.append(f"{kept} recordings could not be looked through; their clips stay, and the next build tries again")
     if waiting:

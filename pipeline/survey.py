@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.assign import assign_shards
+from pipeline.codebook import find_given
 from pipeline.config import BuildConfig
 from pipeline.digests import Known, known_digests
 from pipeline.recordings import Cut, Scan, SegmentTask, cut_recordings, recording_of
@@ -95,7 +96,7 @@ def survey(
     if not is_remote(uri) and local_path(uri).exists() and not local_path(uri).is_dir():
         raise UserError(f"{uri}: is a file; name a folder for the dataset")
     manifest, version = dataset.current()
-    config = wanted.config(manifest) if isinstance(wanted, Wanted) else wanted
+    config = find_given(dataset, manifest, wanted.config(manifest) if isinstance(wanted, Wanted) else wanted)
     sizes = {found.name: found.size for found in dataset.store.list()}
     if manifest is None:
         foreign = sorted(name for name in sizes if not OWN.fullmatch(name))

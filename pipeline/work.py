@@ -48,12 +48,7 @@ class Crew:
         """
         if not tasks:
             return
-        from pipeline.runner import Runner, ray_session
-
-        if self._runner is None:
-            self._stack.enter_context(ray_session(self._config.run))
-            self._runner = Runner(self._dataset.store.uri, self._config, self._shards)
-            self._stack.callback(self._runner.close)
+        runner = self.start()
         total = sum(len(self._shards[task.shard]) for task in tasks)
         scans = all(isinstance(task, SegmentTask) for task in tasks)
         with Progress(*(("segment", total, "recordings") if scans else ("build", total, "clip stages"))) as progress:
@@ -71,7 +66,21 @@ class Crew:
                 what = clips[0].key if scans else f"{task.stage} {task.shard}"
                 progress.advance(len(clips), what)
 
-            self._runner.execute(tasks, codebook, note)
+            runner.execute(tasks, codebook, note)
+
+    def start(self) -> Runner:
+        """Connect to Ray, or start it.
+
+        Raises:
+            UserError: no cluster answers, or it lacks what the settings ask for.
+        """
+        if self._runner is None:
+            from pipeline.runner import Runner, ray_session
+
+            self._stack.enter_context(ray_session(self._config.run))
+            self._runner = Runner(self._dataset.store.uri, self._config, self._shards)
+            self._stack.callback(self._runner.close)
+        return self._runner
 
     def __enter__(self) -> Crew:
         return self

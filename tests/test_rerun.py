@@ -221,6 +221,27 @@ def test_damaged_centroids_are_not_used(built: Built, copy: Dataset) -> None:
     assert verify(copy.uri).problems == []
 
 
+def test_given_centroids_move_with_the_dataset(built: Built, copy: Dataset, tmp_path: Path) -> None:
+    given = tmp_path / "units.npy"
+    centroids = np.random.default_rng(0).normal(size=(20, 384)).astype(np.float32)
+    np.save(given, centroids)
+    config = small_build(speech={"clusters": 20, "centroids": str(given)})
+    build(None, copy.uri, config)
+    book = copy.manifest().codebook
+    assert book is not None
+    np.testing.assert_array_equal(np.load(Path(copy.uri) / book.name), centroids)
+    before = tars(copy)
+    given.unlink()
+    Path(copy.uri).rename(tmp_path / "moved")
+    moved = Dataset(str(tmp_path / "moved"))
+    assert build(None, moved.uri, wanted()).tasks == 0
+    for column in (tmp_path / "moved" / "columns" / "speech").glob("*.tar"):
+        column.unlink()
+    assert build(None, moved.uri, wanted()).tasks == len(moved.manifest().shards)
+    assert tars(moved) == before
+    assert verify(moved.uri).problems == []
+
+
 def test_damaged_and_lost_objects_are_made_again(built: Built, copy: Dataset) -> None:
     root = Path(copy.uri)
     shard = root / copy.index().shards[0].name
