@@ -169,6 +169,7 @@ class PackedShard(Config):
     Attributes:
         recipes: stage -> key of the recipe that its fields were made with.
         behind: stages whose fields were made from others than those beside them (a rerun with `--only` went before).
+        raw: fields that the schema stores as `jpg` and this shard as `npy`.
     """
 
     name: str
@@ -178,6 +179,7 @@ class PackedShard(Config):
     bytes: int
     recipes: dict[str, str]
     behind: list[str]
+    raw: list[str] = []
     clips: list[PackedClip]
 
 
