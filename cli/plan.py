@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"to be fetched first: {gap}" if gap.checkpoint.url else f"must be supplied: {gap}")
     first = f"{len(there.scans)} recordings to look through, then " if there.scans else ""
     print(f"to do: {first}{runs} stage shards, {_shards(len(packs))} to pack")
+    for why, number in Counter(_why_packed(plan).values()).items():
+        print(f"  pack: {why}, {_shards(number)}")
     _print_cost(cost)
     return refused
 
@@ -73,6 +75,10 @@ def _print_matrix(plan: Plan, shards: list[str]) -> None:
         print(f"  by shard, {shards[0]} to {shards[-1]} (. fresh, s stale, - missing, + computed, not committed):")
         for stage, row in plan.cells.items():
             print(f"  {stage:<12}{''.join(MARKS[row[shard].state] for shard in shards)}")
+
+
+def _why_packed(plan: Plan) -> dict[str, str]:
+    return {shard: pack.why for shard, pack in plan.packs.items() if pack.run and pack.why}
 
 
 def _shards(count: int) -> str:
@@ -98,4 +104,4 @@ def _tree(plan: Plan, packs: list[str], cost: Estimate) -> dict[str, Any]:
         }
         for stage, row in plan.cells.items()
     }
-    return {"stages": cells, "pack": packs, "estimate": asdict(cost)}
+    return {"stages": cells, "pack": packs, "pack_why": _why_packed(plan), "estimate": asdict(cost)}

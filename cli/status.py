@@ -30,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
             f"{size(row.bytes):>11}"
         )
     print(f"  {found.columns} columns, {size(found.column_bytes)}")
+    shards = sum(row.shards for row in found.splits.values())
+    for field, count in found.raw.items():
+        print(f"  {field}: as npy in {count} of {shards} packed shards")
     for stage, count in found.mixed.items():
         print(f"  {stage}: shards made in {count} ways; `f2v plan` says which")
     for stage, count in found.behind.items():

@@ -138,6 +138,7 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) 
                 recipes={stage: _recipe_key(plan, recipes.known, stage, shard) for stage in pack.marks},
                 behind=pack.behind,
                 fields=tuple(name for name in config.pack.fields if name != "meta"),
+                raw=config.pack.raw,
             )
             for shard, pack in plan.packs.items()
             if pack.run

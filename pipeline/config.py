@@ -45,10 +45,17 @@ class PackConfig(Config):
     Attributes:
         shard_clips: clips per shard; a clip stays in its shard for the dataset's life.
         fields: what trainers get; `meta` is always there.
+        lips: `jpg` as in the columns; or `npy`, the same pixels decoded, for about 4.4 times the bytes of lips.
     """
 
     shard_clips: int = Field(256, ge=1)
     fields: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if not field.optional)
+    lips: Literal["jpg", "npy"] = "jpg"
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """Fields that the schema stores as `jpg` and packed shards get as `npy`."""
+        return ("lips",) if self.lips == "npy" and "lips" in self.fields else ()
 
     @field_validator("fields")
     @classmethod

@@ -12,7 +12,7 @@ from pipeline.config import BuildConfig
 from pipeline.plan import Cell, Plan
 from pipeline.stage import Clip
 from shards.manifest import ColumnRef, Manifest
-from shards.schema import MEL_PER_FRAME
+from shards.schema import LIP_SIZE, MEL_PER_FRAME
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ def estimate(
     again = to_pack(plan)
     clips = sum(len(shards[shard]) for shard in again)
     packs = list(manifest.packs.values()) if manifest else []
+    held = sum(_packed_bytes(manifest, shard, config) for shard in manifest.packs) if manifest else 0
     seen = sum(pack.clips + sum(pack.refused.values()) for pack in packs)
     if clips and seen:
         work["pack"] = clips * sum(pack.seconds for pack in packs) / seen
-        packed = clips * sum(pack.bytes for pack in packs) / seen
+        packed = clips * held / seen
     elif clips:
         unknown.append("pack")
     cpus = config.run.cpus or os.cpu_count() or 1
@@ -83,6 +84,15 @@ def _clips(refs: Sequence[ColumnRef]) -> int:
 def _seconds(refs: Sequence[ColumnRef]) -> float:
     """Per clip; 0 for no column."""
     return sum(ref.seconds for ref in refs) / max(1, _clips(refs))
+
+
+def _packed_bytes(manifest: Manifest, shard: str, config: BuildConfig) -> int:
+    """Of a packed shard, with lips stored as the settings say."""
+    pack, column = manifest.packs[shard], manifest.columns.get("lips", {}).get(shard)
+    if column is None or set(pack.raw) == set(config.pack.raw):
+        return pack.bytes
+    more = pack.frames * LIP_SIZE**2 - column.bytes
+    return pack.bytes + (more if config.pack.raw else -more)
 
 
 def _fit_clips(manifest: Manifest, config: BuildConfig) -> float:

@@ -103,19 +103,24 @@ def _refusal(clip: Clip) -> tuple[str, ...]:
     return (clip.refused.reason.value, clip.refused.message.replace(clip.uri, "")) if clip.refused else ()
 
 
-def pack_inputs(columns: Mapping[str, str], fields: Sequence[str], clips: Sequence[Clip]) -> str:
+def pack_inputs(
+    columns: Mapping[str, str], fields: Sequence[str], clips: Sequence[Clip], raw: Sequence[str] = ()
+) -> str:
     """Hash of all that decides a packed shard.
 
     Args:
         columns: stage -> fingerprint, of every stage.
         fields: to be packed.
+        raw: those among them that the schema stores as `jpg` and that are packed as `npy`.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "columns": dict(columns),
         "fields": list(fields),
         "clips": [(clip.key, clip.digest, clip.split, clip.speaker, clip.text) for clip in clips],
     }
+    if raw:  # no key without, so that shards that were packed before there was a choice keep their names
+        identity["raw"] = list(raw)
     return _hash(identity)
 
 

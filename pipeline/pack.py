@@ -14,11 +14,12 @@ from typing import Any, Literal
 from pipeline.columns import Column, read_members
 from pipeline.records import Record, load_record, publish_record
 from pipeline.stage import Clip, Reason
-from shards.codec import encode
+from shards.codec import decode, encode
 from shards.config import Config
 from shards.dataset import Dataset
+from shards.errors import UserError
 from shards.manifest import PackedClip, PackedShard, PackRef, pack_record, split_of
-from shards.schema import FIELDS, SCHEMA_VERSION
+from shards.schema import FIELDS, SCHEMA_VERSION, SchemaError, stored
 from shards.tar import write_tar
 
 
@@ -31,6 +32,7 @@ class PackTask(Config):
         recipes: stage -> key of its recipe.
         behind: stages whose column read another one than that in `reads`.
         fields: to be packed besides `meta`.
+        raw: those among them that columns hold as `jpg` and the packed shard as `npy`.
     """
 
     shard: str
@@ -39,6 +41,7 @@ class PackTask(Config):
     recipes: dict[str, str]
     behind: tuple[str, ...]
     fields: tuple[str, ...]
+    raw: tuple[str, ...] = ()
     stage: Literal["pack"] = "pack"
 
 
@@ -88,6 +91,7 @@ class Packed(Record):
             frames=sum(clip.frames for clip in shard.clips) if shard else 0,
             refused=dict(sorted(Counter(loss.reason.value for loss in self.lost.values()).items())),
             seconds=self.seconds,
+            raw=shard.raw if shard else [],
         )
 
 
@@ -110,7 +114,7 @@ def pack_shard(dataset: Dataset, task: PackTask, columns: Sequence[Column], clip
     The bytes depend on the columns' bytes and on the clips alone.
 
     Raises:
-        UserError: a column is missing or cut.
+        UserError: a column is missing or cut, or holds a damaged JPEG that is to be packed as `npy`.
     """
     begin = time.perf_counter()
     lost = _losses(columns, clips)
@@ -153,17 +157,22 @@ def _write(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: S
     keys = [clip.key for clip in clips]
     wanted = {column.task.stage: [n for n in task.fields if FIELDS[n].stage == column.task.stage] for column in columns}
     streams = [
-        read_members(dataset, column, keys, wanted[column.task.stage])
+        (column, read_members(dataset, column, keys, wanted[column.task.stage]))
         for column in columns
         if wanted[column.task.stage]
     ]
     lengths = {key: columns[0].clips[key].frames for key in keys}
+    suffixes = {name: stored(name, task.raw).suffix for name in ("meta", *task.fields)}
 
     def members() -> Iterator[tuple[str, bytes]]:
         for clip in clips:
-            sample = {FIELDS["meta"].suffix: encode(FIELDS["meta"], _meta(clip, lengths[clip.key]))}
-            for stream in streams:
-                sample.update({FIELDS[name].suffix: data for name, data in next(stream).items()})
+            sample = {suffixes["meta"]: encode(FIELDS["meta"], _meta(clip, lengths[clip.key]))}
+            for column, stream in streams:
+                for name, data in next(stream).items():
+                    try:
+                        sample[suffixes[name]] = _plain(name, data, lengths[clip.key]) if name in task.raw else data
+                    except SchemaError as error:
+                        raise UserError(f"{dataset.uri}/{column.tar}: {clip.key}: {error}; run `f2v verify`") from None
             yield from ((f"{clip.key}.{suffix}", data) for suffix, data in sorted(sample.items()))
 
     with dataset.store.draft() as draft:
@@ -179,15 +188,21 @@ def _write(dataset: Dataset, task: PackTask, columns: Sequence[Column], clips: S
         bytes=written.bytes,
         recipes=task.recipes,
         behind=list(task.behind),
+        raw=list(task.raw),
         clips=[
             PackedClip(
                 key=key,
                 frames=lengths[key],
-                members={name: places[f"{key}.{FIELDS[name].suffix}"] for name in ("meta", *task.fields)},
+                members={name: places[f"{key}.{suffix}"] for name, suffix in suffixes.items()},
             )
             for key in keys
         ],
     )
+
+
+def _plain(name: str, data: bytes, frames: int) -> bytes:
+    """A stored picture strip as `npy`."""
+    return encode(stored(name, (name,)), decode(FIELDS[name], data, frames))
 
 
 def _meta(clip: Clip, frames: int) -> dict[str, Any]:

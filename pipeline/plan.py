@@ -71,12 +71,14 @@ class Pack:
     Attributes:
         marks: stage -> fingerprint of its column.
         behind: stages whose column read another one than that in `marks`.
+        why: in words, where it is run although no column changes.
     """
 
     inputs: str
     marks: dict[str, str]
     behind: tuple[str, ...]
     run: bool
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def make_plan(
     selection: Selection,
     again: Collection[tuple[str, str]] = (),
     unfitted: Mapping[str, Recipe] | None = None,
+    raw: Sequence[str] = (),
 ) -> Plan:
     """Compare what is wanted with what is there.
 
@@ -125,6 +128,7 @@ def make_plan(
         fields: to be packed.
         again: (stage, shard) whose work was asked for again.
         unfitted: recipes without their codebook, of the stages whose recipe is None for want of it.
+        raw: those of `fields` that the schema stores as `jpg` and that are to be packed as `npy`.
     """
     made = writers(STAGES)
     stages, picked = selection.stages(), selection.pick_shards(list(shards))
@@ -161,14 +165,17 @@ def make_plan(
         marks = {stage: row[shard].mark for stage, row in cells.items()}
         whole = {stage: mark for stage, mark in marks.items() if mark is not None}
         if len(whole) == len(marks):
-            inputs = pack_inputs(whole, fields, clips)
+            inputs = pack_inputs(whole, fields, clips, raw)
             old = manifest.packs.get(shard) if manifest else None
             behind = tuple(
                 stage
                 for stage, row in cells.items()
                 if any(whole[name] != mark for name, mark in row[shard].reads.items())
             )
-            packs[shard] = Pack(inputs, whole, behind, shard in picked and not _is_packed(shard, old, inputs, sizes))
+            run = shard in picked and not _is_packed(shard, old, inputs, sizes)
+            follows = any(row[shard].run for row in cells.values())
+            why = _why_packed(old, inputs, raw, follows) if run and old else ""
+            packs[shard] = Pack(inputs, whole, behind, run, why)
     return Plan(cells, packs)
 
 
@@ -232,6 +239,15 @@ def _reasons(task: Task, ref: ColumnRef, manifest: Manifest, anew: bool) -> list
     if anew:
         words.append("asked for again")
     return words
+
+
+def _why_packed(old: PackRef, inputs: str, raw: Sequence[str], follows: bool) -> str:
+    """Why a shard is packed again, in words; empty where changed columns say it."""
+    if old.inputs == inputs:
+        return "its tar or record is missing or cut"
+    words = [f"{name} npy -> jpg" for name in old.raw if name not in raw]
+    words += [f"{name} jpg -> npy" for name in raw if old.name and name not in old.raw]
+    return "; ".join(words) or ("" if follows else "fields, speakers or texts changed")
 
 
 def _is_packed(shard: str, old: PackRef | None, inputs: str, sizes: Mapping[str, int]) -> bool:

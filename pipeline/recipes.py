@@ -90,7 +90,15 @@ def supply(there: Survey, selection: Selection, again: Collection[tuple[str, str
 
 def plan_with(there: Survey, recipes: Recipes, selection: Selection, again: Collection[tuple[str, str]] = ()) -> Plan:
     """What the selection has to run, with these recipes."""
-    fields = there.config.pack.fields
+    packing = there.config.pack
     return make_plan(
-        recipes.known, there.shards, there.manifest, there.sizes, fields, selection, again, recipes.unfitted
+        recipes.known,
+        there.shards,
+        there.manifest,
+        there.sizes,
+        packing.fields,
+        selection,
+        again,
+        recipes.unfitted,
+        packing.raw,
     )

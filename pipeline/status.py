@@ -37,6 +37,7 @@ class Status:
         columns, column_bytes: current columns.
         mixed: stage -> number of recipes, where shards were not all made in one way.
         behind: stage -> shards in which it follows from columns that were made anew since.
+        raw: field -> packed shards that hold it as `npy`, while the schema stores it as `jpg`.
     """
 
     dataset: str
@@ -52,6 +53,7 @@ class Status:
     column_bytes: int
     mixed: dict[str, int]
     behind: dict[str, int]
+    raw: dict[str, int]
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -90,6 +92,7 @@ def status(uri: str) -> Status:
         quarantined=dict(sorted(reasons.items())),
         columns=len(refs),
         column_bytes=sum(ref.bytes for ref in refs),
+        raw=dict(Counter(name for pack in manifest.packs.values() for name in pack.raw)),
         behind=dict(Counter(stage for pack in manifest.packs.values() for stage in pack.behind)),
         mixed={stage: len(recipes) for stage, recipes in manifest.recipes.items() if len(recipes) > 1},
     )

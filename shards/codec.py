@@ -41,7 +41,8 @@ def decode(field: Field, data: bytes, frames: int, start: int = 0, stop: int | N
 
     Args:
         frames: F of the clip; needed for the geometry of `jpg` strips.
-        start, stop: video frames to decode of a `jpg` strip (others ignore them); default all.
+        start, stop: video frames to give of a field with one entry per video frame, default all; of a `jpg` strip, no
+            others are decoded. Other fields ignore them.
 
     Raises:
         SchemaError: the bytes are damaged or of another kind than the field's encoding.
@@ -52,7 +53,8 @@ def decode(field: Field, data: bytes, frames: int, start: int = 0, stop: int | N
         if field.encoding == "wav":
             return _read_wav(field, data)
         if field.encoding == "npy":
-            return _read_npy(field, data)
+            value = _read_npy(field, data)
+            return value[start:stop] if field.shape[0] == "F" else value
     except (ValueError, EOFError, RuntimeError, wave.Error, tokenize.TokenError) as error:
         raise SchemaError(f"{field.name}: damaged {field.encoding} ({error})") from None
     _, height, width = field.shape[:3]

@@ -10,7 +10,7 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import PackedShard
 from shards.progress import Progress
-from shards.schema import FIELDS
+from shards.schema import stored
 from shards.storage import is_remote, open_store
 from shards.tar import write_tar
 
@@ -18,13 +18,14 @@ LISTING = "shards.json"
 
 
 class ExportedShard(Config):
-    """A tar of an export."""
+    """A tar of an export; `raw` names fields that the schema stores as `jpg` and this tar as `npy`."""
 
     name: str
     split: str
     clips: int
     bytes: int
     sha256: str
+    raw: list[str] = []
 
 
 class Export(Config):
@@ -78,6 +79,7 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
                     clips=len(shard.clips),
                     bytes=written.bytes,
                     sha256=written.sha256,
+                    raw=[name for name in fields if name in shard.raw],
                 )
             )
     listing = Export(fields=fields, shards=done)
@@ -88,11 +90,12 @@ def export(uri: str, target: str, fields: Sequence[str], splits: Sequence[str] =
 def _members(
     dataset: Dataset, shard: PackedShard, fields: Sequence[str], progress: Progress
 ) -> Iterator[tuple[str, bytes]]:
-    ordered = sorted(fields, key=lambda name: FIELDS[name].suffix)
+    suffixes = {name: stored(name, shard.raw).suffix for name in fields}
+    ordered = sorted(fields, key=suffixes.__getitem__)
     for clip in shard.clips:
         try:
             data = dataset.store.read_ranges(shard.name, [clip.members[name] for name in ordered])
         except FileNotFoundError:
             raise UserError(f"{dataset.uri}/{shard.name}: missing; run `f2v verify`") from None
-        yield from ((f"{clip.key}.{FIELDS[name].suffix}", raw) for name, raw in zip(ordered, data, strict=True))
+        yield from ((f"{clip.key}.{suffixes[name]}", member) for name, member in zip(ordered, data, strict=True))
         progress.advance()

@@ -85,6 +85,7 @@ class PackRef(Config):
         name: of the packed shard; None where no clip survived.
         behind: stages whose column was made from another column than the one packed beside it.
         refused: reason -> clips.
+        raw: fields that the schema stores as `jpg` and the packed shard as `npy`.
     """
 
     inputs: str
@@ -97,6 +98,7 @@ class PackRef(Config):
     frames: int
     refused: dict[str, int]
     seconds: float
+    raw: list[str] = []
 
 
 class ObjectRef(Config):

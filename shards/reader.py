@@ -9,7 +9,7 @@ from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import PackedClip, PackedShard
-from shards.schema import FIELDS, SchemaError
+from shards.schema import SchemaError, stored
 
 
 def read_fields(dataset: Dataset, shard: PackedShard, clip: PackedClip, names: Sequence[str]) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def read_fields(dataset: Dataset, shard: PackedShard, clip: PackedClip, names: S
             if name not in clip.members:
                 raise UserError(f"{dataset.uri}: field {name!r} was not packed; add it to pack.fields and build")
         data = dataset.store.read_ranges(shard.name, [clip.members[name] for name in names])
-        for name, raw in zip(names, data, strict=True):
-            values[name] = decode(FIELDS[name], raw, clip.frames)
+        for name, member in zip(names, data, strict=True):
+            values[name] = decode(stored(name, shard.raw), member, clip.frames)
     except FileNotFoundError:
         raise UserError(f"{dataset.uri}/{shard.name}: missing; run `f2v verify`") from None
     except SchemaError as error:

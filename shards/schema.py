@@ -6,8 +6,8 @@ Lengths hang on one number per clip: F video frames at 25 Hz, T = 2F acoustic fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -171,6 +171,16 @@ FIELDS: dict[str, Field] = {
         ),
     )
 }
+
+
+def stored(name: str, raw: Collection[str]) -> Field:
+    """The field `name` as a packed shard holds it; `raw` names those stored as `npy` there where the schema says `jpg`.
+
+    Raises:
+        KeyError: no such field.
+    """
+    field = FIELDS[name]
+    return replace(field, encoding="npy") if name in raw and field.encoding == "jpg" else field
 
 
 def frames_of(field: Field, value: Any) -> int | None:

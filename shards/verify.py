@@ -29,7 +29,7 @@ from shards.manifest import (
     pack_record,
 )
 from shards.progress import Progress
-from shards.schema import FIELDS, SchemaError, check_value
+from shards.schema import FIELDS, SchemaError, check_value, stored
 from shards.storage import BLOCK, LOCK, StorageError
 from shards.tar import Member, TarError, read_tar
 
@@ -110,8 +110,8 @@ def _check_index(manifest: Manifest, index: Index) -> Iterator[str]:
             continue
         shard, pack = named.pop(entry.name)
         frames = sum(clip.frames for clip in entry.clips)
-        said, known = (entry.shard, entry.sha256, entry.bytes, len(entry.clips), frames), (shard, pack.sha256)
-        if said != (*known, pack.bytes, pack.clips, pack.frames):
+        said = (entry.shard, entry.sha256, entry.bytes, len(entry.clips), frames, entry.raw)
+        if said != (shard, pack.sha256, pack.bytes, pack.clips, pack.frames, pack.raw):
             yield f"{entry.name}: index and manifest disagree"
         short = [clip.key for clip in entry.clips if not set(index.fields) <= set(clip.members)]
         if short:
@@ -229,7 +229,7 @@ def _check_shards(dataset: Dataset, index: Index) -> Iterator[str]:
 
 def _check_shard(dataset: Dataset, shard: PackedShard, widths: dict[str, int]) -> list[str]:
     expected = {
-        f"{clip.key}.{FIELDS[name].suffix}": (clip, name)
+        f"{clip.key}.{stored(name, shard.raw).suffix}": (clip, name)
         for clip in shard.clips
         for name in clip.members
         if name in FIELDS
@@ -245,7 +245,7 @@ def _check_member(
     clip: PackedClip, name: str, data: bytes, shard: PackedShard, widths: dict[str, int]
 ) -> Iterator[str]:
     try:
-        value = decode(FIELDS[name], data, clip.frames)
+        value = decode(stored(name, shard.raw), data, clip.frames)
         check_value(FIELDS[name], value, clip.frames, widths)
     except SchemaError as error:
         yield f"{clip.key}: {error}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.columns import Column, ColumnClip, Task
 from pipeline.pack import Packed
-from shards.codec import encode
+from shards.codec import decode, encode
 from shards.dataset import ClipRow, Dataset, QuarantineRow
 from shards.manifest import (
     ColumnRef,
@@ -24,7 +24,7 @@ from shards.manifest import (
     pack_record,
 )
 from shards.reader import read_fields
-from shards.schema import FIELDS, SCHEMA_VERSION
+from shards.schema import FIELDS, SCHEMA_VERSION, stored
 from shards.tar import write_tar
 
 WIDTHS = {"D_identity": 8, "D_expression": 6, "D_timbre": 5, "D_features": 3}
@@ -65,10 +65,17 @@ def toy_values(key: str, frames: int, split: str = "train") -> dict[str, Any]:
 
 
 def toy_dataset(
-    folder: Path | str, shards: list[list[int]], profile: str = "offline", recipes: dict[str, Recipe] = RECIPES
+    folder: Path | str,
+    shards: list[list[int]],
+    profile: str = "offline",
+    recipes: dict[str, Recipe] = RECIPES,
+    raw: bool = False,
 ) -> Dataset:
-    """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`."""
+    """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`.
+    With `raw`, lips are stored as `npy`, with the pixels that they have in the JPEG of a dataset without."""
     dataset = Dataset(str(folder))
+    plain = ["lips"] if raw else []
+    suffixes = {name: stored(name, plain).suffix for name in FIELDS}
     packed, rows, packs, energy = [], [], {}, {}
     for number, lengths in enumerate(shards):
         shard = f"train-{number:06d}"
@@ -76,8 +83,10 @@ def toy_dataset(
             f"s{number}c{position}": toy_values(f"s{number}c{position}", frames)
             for position, frames in enumerate(lengths)
         }
+        for values in samples.values() if raw else ():
+            values["lips"] = decode(FIELDS["lips"], encode(FIELDS["lips"], values["lips"]), values["meta"]["frames"])
         encoded = {
-            f"{key}.{FIELDS[name].suffix}": encode(FIELDS[name], value)
+            f"{key}.{suffixes[name]}": encode(stored(name, plain), value)
             for key, values in samples.items()
             for name, value in values.items()
         }
@@ -90,13 +99,13 @@ def toy_dataset(
             PackedClip(
                 key=key,
                 frames=values["meta"]["frames"],
-                members={field: places[f"{key}.{FIELDS[field].suffix}"] for field in values},
+                members={field: places[f"{key}.{suffixes[field]}"] for field in values},
             )
             for key, values in samples.items()
         ]
         facts = {"name": name, "sha256": written.sha256, "bytes": written.bytes}
         keys = dict.fromkeys(recipes, "0")
-        packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, behind=[], clips=clips))
+        packed.append(PackedShard(**facts, shard=shard, split="train", recipes=keys, behind=[], raw=plain, clips=clips))
         record = Packed(
             schema_version=SCHEMA_VERSION,
             shard=shard,
