@@ -13,7 +13,7 @@ from model import checkpoint
 from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
 from model.griffinlim import griffin_lim
-from shards.augment import centre_lips
+from shards.augment import augmented, centred
 from shards.codec import encode
 from shards.config import load_config
 from shards.errors import UserError
@@ -67,7 +67,7 @@ def synthesize(
     fields = visual_fields(video, state.dataset["profile"], state.dataset["stages"])
     batch = {
         "frames": torch.tensor([len(fields["lips"])]),
-        "lips": torch.from_numpy(centre_lips(fields["lips"]))[None, None],
+        "lips": torch.from_numpy(augmented(fields["lips"], centred(len(fields["lips"]))))[None, None],
         "identity": torch.from_numpy(fields["identity"].astype(np.float32))[None],
         "expression": torch.from_numpy(fields["expression"].astype(np.float32))[None],
     }

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,10 @@ from model.faces2voices import FacesToVoices
 from model.meter import Meter
 from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
 from shards.augment import generator
+from shards.clip_table import ClipTable, Snapshot
 from shards.config import Config
-from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.manifest import Index
 from shards.progress import Progress
-from shards.reader import read_fields
 from shards.stream import TrainingStream
 
 STATISTICS_CLIPS = 500
@@ -56,10 +54,18 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    stream = TrainingStream(uri, config.data, config.seed)
-    facts = dataset_facts(stream.index, config.data.split)
-    shape = model_config(config, facts)
     state = checkpoint.load(folder) if checkpoint.found(folder) else None
+    snapshots = _snapshots(state) if state is not None and config.data.index == "first" else None
+    with TrainingStream(uri, config.data, config.seed, snapshots=snapshots) as stream:
+        return _train(stream, folder, config, device, state)
+
+
+def _train(
+    stream: TrainingStream, folder: Path, config: TrainConfig, device: torch.device, state: checkpoint.Checkpoint | None
+) -> Result:
+    facts = dataset_facts(stream.index, config.data.split)
+    facts["snapshots"] = [snapshot.model_dump() for snapshot in stream.snapshots]
+    shape = model_config(config, facts)
     if state is not None:
         _same_run(folder, state, config, shape, facts)
         if state.step >= config.steps:
@@ -83,7 +89,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
         optimiser.load_state_dict(state.optimiser)
         step = state.step
     else:
-        mean, deviation = mel_statistics(uri, stream.index, config.data.split)
+        mean, deviation = mel_statistics(stream.tables)
         network.mel_mean.fill_(mean)
         network.mel_std.fill_(deviation)
 
@@ -92,6 +98,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     meter = Meter()
     first: float | None = None
     last = math.nan
+    said = 0
     begin = time.monotonic()
 
     def save() -> None:
@@ -102,12 +109,11 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     network.train()
     with _stop_signal() as stop, Progress("train", config.steps, "steps") as progress:
         progress.advance(step)
-        for batch in stream.batches(step):
+        for batch in stream.batches(step, device):
             arrived = time.perf_counter()
-            batch = {
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in batch.items()
-            }
+            while said < len(stream.skipped):
+                progress.note(f"step {step}: skipped {stream.skipped[said]}")
+                said += 1
             # Noise and dropout depend on the step alone, so a resumed run draws what the first would have drawn.
             torch.manual_seed(config.seed * 1_000_003 + step)
             noise = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
@@ -138,7 +144,7 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
                 first = last if first is None else first
                 for name, value in {**means, "lr": rate}.items():
                     log.add_scalar(f"train/{name}", value, step)
-                progress.note(_line(step, stream.epoch(step), means))
+                progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
             if step % config.checkpoint_every == 0 or done:
                 save()
             if done:
@@ -147,17 +153,20 @@ def train(uri: str, folder: Path, config: TrainConfig) -> Result:
     return Result(str(folder), step, math.nan if first is None else first, last, step < config.steps)
 
 
-def mel_statistics(uri: str, index: Index, split: str) -> tuple[float, float]:
+def mel_statistics(tables: Sequence[ClipTable]) -> tuple[float, float]:
     """Mean and standard deviation of the log-mel over all bins and frames of up to `STATISTICS_CLIPS` clips."""
-    dataset = Dataset(uri)
-    clips = [(shard, clip) for shard in index.shards if shard.split == split for clip in shard.clips]
+    clips = [(table, clip) for table in tables for clip in range(len(table.keys))]
     order = generator("mel statistics").permutation(len(clips))[:STATISTICS_CLIPS]
     count, total, squares = 0, 0.0, 0.0
-    for shard, clip in (clips[position] for position in sorted(order)):
-        mel = read_fields(dataset, shard, clip, ("mel",))["mel"].astype("float64")
+    for table, clip in (clips[position] for position in sorted(order)):
+        mel = table.read(clip, "mel").astype("float64")
         count, total, squares = count + mel.size, total + mel.sum(), squares + (mel**2).sum()
     mean = total / count
     return mean, math.sqrt(max(squares / count - mean**2, 1e-8))
+
+
+def _snapshots(state: checkpoint.Checkpoint) -> list[Snapshot]:
+    return [Snapshot.model_validate(facts) for facts in state.dataset["snapshots"]]
 
 
 @contextmanager
@@ -199,7 +208,9 @@ def _same_run(
     folder: Path, state: checkpoint.Checkpoint, config: TrainConfig, shape: ModelConfig, facts: dict[str, Any]
 ) -> None:
     """A run goes on only with what decides its results unchanged: settings, network and how the shards were made."""
-    loose = ("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "data.workers", "model")
+    run = ("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "model")
+    reading = ("workers", "prefetch", "cache", "cache_bytes", "ahead", "verify", "damaged", "index", "augment_on")
+    loose = (*run, *(f"data.{name}" for name in reading), "dataset.snapshots")
     ours = {**_plain(config), "network": _plain(shape), "dataset": facts}
     theirs = {**state.config, "network": state.shape, "dataset": state.dataset}
     mine, old = _flat(ours), _flat(theirs)
@@ -229,8 +240,8 @@ def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
     return f"step {step}: the loss or its gradient is not finite ({terms}); clips of the batch: {', '.join(keys)}"
 
 
-def _line(step: int, epoch: int, means: dict[str, float]) -> str:
+def _line(step: int, epoch: int, digest: str, means: dict[str, float]) -> str:
     speeds = ("steps_per_s", "clips_per_s", "data_wait")
     terms = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in speeds)
     pace = f"{means['steps_per_s']:.2f} steps/s, waiting for data {means['data_wait']:.0%}"
-    return f"step {step} epoch {epoch}: {terms} | {pace}"
+    return f"step {step} epoch {epoch} data {digest}: {terms} | {pace}"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from shards.config import Config
@@ -19,6 +21,7 @@ from shards.schema import LIP_SIZE, VIDEO_RATE
 CROP = 88
 MEAN, STD = 0.421, 0.165
 """Grey-level statistics of the AV-HuBERT lip input, on a 0..1 scale."""
+SCALE, SHIFT = np.float32(1 / (255 * STD)), np.float32(-MEAN / STD)
 
 
 class AugmentConfig(Config):
@@ -41,8 +44,46 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
 
 
-def training_lips(lips: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
-    """Augmented network input of one clip.
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to the lips of one sample.
+
+    Attributes:
+        crop: top and left of the 88x88 crop.
+        flip: whether the clip is mirrored.
+        box: top, bottom, left, right of the erased rectangle, after the flip; empty for none.
+        shown: bool [F], False where a frame is masked.
+    """
+
+    crop: tuple[int, int]
+    flip: bool
+    box: tuple[int, int, int, int]
+    shown: NDArray[np.bool_]
+
+
+def draw(config: AugmentConfig, frames: int, random: np.random.Generator) -> Augmentation:
+    """Draw the augmentation of a sample of `frames` frames."""
+    # Every draw is made whether or not it is used, so that one switch does not shift the others.
+    top, left = random.integers(0, LIP_SIZE - CROP + 1, size=2).tolist()
+    flip, erase = random.random(2).tolist()
+    box = _rectangle(random)
+    shown = np.ones(frames, np.bool_)
+    # Whole seconds only: the frames after the last one are never masked, as in the public recipe.
+    for second in range(frames // VIDEO_RATE):
+        length = int(random.integers(0, config.mask_frames + 1))
+        begin = second * VIDEO_RATE + int(random.integers(0, VIDEO_RATE - length + 1))
+        shown[begin : begin + length] = False
+    return Augmentation((top, left), flip < config.flip, box if erase < config.erase else (0, 0, 0, 0), shown)
+
+
+def centred(frames: int) -> Augmentation:
+    """No augmentation: the centre crop (offset 4)."""
+    edge = (LIP_SIZE - CROP) // 2
+    return Augmentation((edge, edge), False, (0, 0, 0, 0), np.ones(frames, np.bool_))
+
+
+def augmented(lips: NDArray[np.uint8], how: Augmentation) -> NDArray[np.float32]:
+    """Network input of one clip.
 
     Args:
         lips: uint8 [F, 96, 96].
@@ -50,32 +91,23 @@ def training_lips(lips: np.ndarray, config: AugmentConfig, random: np.random.Gen
     Returns:
         float32 [F, 88, 88], normalised; erased and masked places are 0, the mean grey.
     """
-    # Every draw is made whether or not it is used, so that one switch does not shift the others.
-    top, left = random.integers(0, LIP_SIZE - CROP + 1, size=2)
-    flip, erase = random.random(2)
-    box = _rectangle(random)
-    out = normalise(lips[:, top : top + CROP, left : left + CROP])
-    if flip < config.flip:
-        out = out[:, :, ::-1].copy()
-    if erase < config.erase:
-        out[:, box[0] : box[1], box[2] : box[3]] = 0
-    # Whole seconds only: the frames after the last one are never masked, as in the public recipe.
-    for second in range(len(lips) // VIDEO_RATE):
-        length = random.integers(0, config.mask_frames + 1)
-        begin = second * VIDEO_RATE + random.integers(0, VIDEO_RATE - length + 1)
-        out[begin : begin + length] = 0
+    (top, left), box = how.crop, how.box
+    cut = lips[:, top : top + CROP, left : left + CROP]
+    out = normalise(cut[:, :, ::-1] if how.flip else cut)
+    out[:, box[0] : box[1], box[2] : box[3]] = 0
+    out[~how.shown] = 0
     return out
 
 
-def centre_lips(lips: np.ndarray) -> np.ndarray:
-    """Network input without augmentation: the centre crop (offset 4); uint8 [F, 96, 96] -> float32 [F, 88, 88]."""
-    edge = (LIP_SIZE - CROP) // 2
-    return normalise(lips[:, edge : edge + CROP, edge : edge + CROP])
+def normalise(lips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 grey levels to float32 with the statistics that AV-HuBERT was trained on: (x / 255 - mean) / deviation.
 
-
-def normalise(lips: np.ndarray) -> np.ndarray:
-    """uint8 grey levels to float32 with the statistics that AV-HuBERT was trained on."""
-    return (lips.astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    One product and one sum, each rounded by itself: the same bits wherever it is computed.
+    """
+    out = lips.astype(np.float32, order="C")
+    out *= SCALE
+    out += SHIFT
+    return out
 
 
 def _rectangle(random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -101,7 +101,10 @@ class Dataset:
 
     def index(self, manifest: Manifest | None = None) -> Index:
         """Raises UserError: no dataset, or the index is missing or damaged."""
-        name = (manifest or self.manifest()).index.name
+        return self.index_named((manifest or self.manifest()).index.name)
+
+    def index_named(self, name: str) -> Index:
+        """An index by the name of its object, current or not. Raises UserError: missing or damaged."""
         return self._parse(Index, name, self._read(name, INDEX))
 
     def replaced(self, name: str) -> Manifest | None:
@@ -112,7 +115,11 @@ class Dataset:
             return None
 
     def clips(self, manifest: Manifest | None = None) -> list[ClipRow]:
-        return self._rows(ClipRow, (manifest or self.manifest()).clips.name)
+        return self.clips_named((manifest or self.manifest()).clips.name)
+
+    def clips_named(self, name: str) -> list[ClipRow]:
+        """A clip table by the name of its object, current or not. Raises UserError: missing or damaged."""
+        return self._rows(ClipRow, name)
 
     def quarantine(self, manifest: Manifest | None = None) -> list[QuarantineRow]:
         return self._rows(QuarantineRow, (manifest or self.manifest()).quarantine.name)

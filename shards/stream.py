@@ -1,273 +1,283 @@
 """The training stream: batches of cropped, padded, augmented samples straight from packed shards.
 
-The order is a pure function of (seed, sample number): a permutation of shards, a shuffle inside a window of shards, and
-a counter-based generator per sample. It knows nothing of workers or ranks, so a run resumes from its step number alone
-and gives the same global batches with any number of processes.
+What is in the batch of a global step is a pure function of (seed, step) and of the clips: see `shards.order`. Ranks
+take slices of it, workers fill rows of it, and shards of a bucket are fetched ahead of it, so a run can be killed, and
+go on with another number of processes, without any sample lost, doubled or changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import signal
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from shards.augment import AugmentConfig, centre_lips, generator, training_lips
-from shards.codec import decode
-from shards.config import Config
-from shards.dataset import Dataset
+from shards.clip_table import ClipTable, Snapshot, check_alike, load_clips
+from shards.device import Batch, on_device
 from shards.errors import UserError
-from shards.manifest import Index
-from shards.pitch import PitchMode, standardise
-from shards.schema import FIELDS, MEL_PER_FRAME, SchemaError
-from shards.storage import is_remote
+from shards.fetch import CorruptShard, ShardRef, ShardSource
+from shards.fill import Sample
+from shards.layout import layout
+from shards.order import Mixture, Numbers, Order
+from shards.storage import user_cache
+from shards.stream_config import StreamConfig
+from shards.workers import Batches, Task
 
-NEEDED = ("lips", "identity", "expression", "units", "timbre", "pitch", "energy", "mel")
-IGNORE = -100
-"""Unit index in padding: the loss skips it."""
+__all__ = ["StreamConfig", "TrainingStream"]
 
-Batch = dict[str, Any]
-
-
-class StreamConfig(Config):
-    """What a training job reads.
-
-    Attributes:
-        split: of the dataset.
-        batch: samples per global step.
-        crop_frames: video frames per sample; shorter clips are padded and masked.
-        min_frames: shorter clips are left out.
-        window: shards that are shuffled together.
-        workers: processes that decode; 0 decodes in the training process.
-        pitch: how pitch is standardised over each whole clip.
-    """
-
-    split: str = "train"
-    batch: int = Field(64, ge=1)
-    crop_frames: int = Field(96, ge=1)
-    min_frames: int = Field(13, ge=1)
-    window: int = Field(4, ge=1)
-    workers: int = Field(2, ge=0)
-    pitch: PitchMode = "zero"
-    augment: AugmentConfig = AugmentConfig()
-
-
-class Order:
-    """Which clip is sample number `n` of the endless stream: epoch after epoch, each a permutation of all clips.
-
-    Args:
-        shard_clips: clips per shard.
-        window: shards shuffled together.
-        seed: of the run.
-    """
-
-    def __init__(self, shard_clips: Sequence[int], window: int, seed: int) -> None:
-        self.shard_clips, self.window, self.seed = tuple(shard_clips), window, seed
-        self.clips = sum(self.shard_clips)
-
-    def __getitem__(self, number: int) -> tuple[int, int, int]:
-        """(epoch, shard, clip in the shard) of sample `number`."""
-        epoch, position = divmod(number, self.clips)
-        shard, clip = self._epoch(epoch)[position]
-        return epoch, int(shard), int(clip)
-
-    @lru_cache(maxsize=2)  # noqa: B019 - lives and dies with the stream
-    def _epoch(self, epoch: int) -> np.ndarray:
-        random = generator(self.seed, "order", epoch)
-        shards = random.permutation(len(self.shard_clips))
-        parts = []
-        for begin in range(0, len(shards), self.window):
-            pairs = [
-                (shard, clip)
-                for shard in shards[begin : begin + self.window]
-                for clip in range(self.shard_clips[shard])
-            ]
-            parts.append(random.permutation(np.array(pairs, np.int64).reshape(-1, 2)))
-        return np.concatenate(parts)
-
-
-class Samples(TorchDataset[dict[str, Any] | UserError]):
-    """Sample number -> cropped and augmented sample, read by byte offset from the packed shards, or what is wrong."""
-
-    def __init__(self, dataset: Dataset, index: Index, config: StreamConfig, seed: int) -> None:
-        missing = [name for name in NEEDED if name not in index.fields]
-        if missing:
-            raise UserError(f"{dataset.uri}: training needs the fields {missing}; build with them in pack.fields")
-        self._dataset, self._config, self._seed = dataset, config, seed
-        self._shards = [
-            (shard.name, [clip for clip in shard.clips if clip.frames >= config.min_frames])
-            for shard in index.shards
-            if shard.split == config.split
-        ]
-        self.order = Order([len(clips) for _, clips in self._shards], config.window, seed)
-        if not self.order.clips:
-            raise UserError(f"{dataset.uri}: no clips of {config.min_frames} frames or more in split {config.split!r}")
-
-    def __getitem__(self, number: int) -> dict[str, Any] | UserError:
-        try:
-            return self._sample(number)
-        except UserError as error:
-            return error
-
-    def _sample(self, number: int) -> dict[str, Any]:
-        epoch, shard, position = self.order[number]
-        name, clips = self._shards[shard]
-        clip = clips[position]
-        random = generator(self._seed, "sample", epoch, clip.key)
-        length = min(clip.frames, self._config.crop_frames)
-        start = int(random.integers(0, clip.frames - length + 1))
-        values = {}
-        try:
-            data = self._dataset.store.read_ranges(name, [clip.members[field] for field in NEEDED])
-            for field, raw in zip(NEEDED, data, strict=True):
-                stop = start + length if field == "lips" else None
-                values[field] = decode(FIELDS[field], raw, clip.frames, start if stop else 0, stop)
-        except SchemaError as error:
-            raise UserError(f"{self._dataset.uri}/{name}: {clip.key}: {error}; run `f2v verify`") from None
-        except OSError as error:
-            raise UserError(f"{self._dataset.uri}/{name}: {error.strerror or 'missing'}; run `f2v verify`") from None
-        return make_sample(clip.key, values, start, length, self._config, random)
-
-
-def make_sample(
-    key: str,
-    values: dict[str, np.ndarray],
-    start: int,
-    length: int,
-    config: StreamConfig,
-    random: np.random.Generator | None,
-) -> dict[str, Any]:
-    """One sample from a clip's decoded fields.
-
-    Args:
-        values: whole fields, but `lips` already cut to [length, 96, 96].
-        start, length: crop in video frames; the acoustic crop is exactly twice that.
-        random: augments the lips; None takes the centre crop.
-    """
-    video, sound = (
-        slice(start, start + length),
-        slice(MEL_PER_FRAME * start, MEL_PER_FRAME * (start + length)),
-    )
-    lips = centre_lips(values["lips"]) if random is None else training_lips(values["lips"], config.augment, random)
-    return {
-        "key": key,
-        "frames": length,
-        "lips": lips,
-        "identity": values["identity"][video].astype(np.float32),
-        "expression": values["expression"][video].astype(np.float32),
-        "units": values["units"][sound].astype(np.int64),
-        "timbre": values["timbre"].astype(np.float32),
-        # Statistics of the whole clip, taken before the crop.
-        "pitch": standardise(values["pitch"], config.pitch)[sound],
-        "energy": values["energy"][sound],
-        "mel": values["mel"][sound],
-    }
-
-
-def collate(samples: Sequence[dict[str, Any]], frames: int) -> Batch:
-    """Stack samples, zero-padded at the end to `frames` video frames (unit index -100 in padding).
-
-    Returns:
-        lips float32 [B, 1, F, 88, 88], identity and expression float32 [B, F, D], units int64 [B, 2F], timbre float32
-        [B, D], pitch and energy float32 [B, 2F], mel float32 [B, 80, 2F], frames int64 [B], keys (list of str).
-    """
-    batch: Batch = {"keys": [sample["key"] for sample in samples]}
-    batch["frames"] = torch.tensor([sample["frames"] for sample in samples])
-    batch["timbre"] = torch.from_numpy(np.stack([sample["timbre"] for sample in samples]))
-    for name in ("lips", "identity", "expression", "units", "pitch", "energy", "mel"):
-        first = samples[0][name]
-        total = frames if name in ("lips", "identity", "expression") else MEL_PER_FRAME * frames
-        out = np.full((len(samples), total, *first.shape[1:]), IGNORE if name == "units" else 0, first.dtype)
-        for row, sample in zip(out, samples, strict=True):
-            row[: len(sample[name])] = sample[name]
-        batch[name] = torch.from_numpy(out)
-    batch["lips"] = batch["lips"].unsqueeze(1)
-    batch["mel"] = batch["mel"].transpose(1, 2).contiguous()
-    return batch
+Clip = tuple[int, int, int]
+"""Dataset, clip in its table, epoch of that dataset."""
 
 
 class TrainingStream:
     """Batches of global steps `start`, `start + 1`, ... without end.
 
+    An epoch is as many samples as the datasets have clips; a step that begins in one may end in the next, so every rank
+    has the same number of steps and none is left over. In a mixture each dataset has its own epochs, as its share asks.
+
     Args:
+        uri: of the dataset.
         seed: of the run.
         rank, world: this process's place; every rank gets its slice of the same global batch.
+        snapshots: state of each dataset to read, as `snapshots` of an earlier stream says; default the current one.
+
+    Attributes:
+        tables: clips of each dataset.
+        skipped: what was left out as damaged, a line each.
+        waited_s: seconds that `host_batches` waited for a batch.
+
+    Raises:
+        UserError: see `shards.clip_table.load_clips`; datasets that were made in different ways; a batch that cannot be
+            split over the ranks.
     """
 
-    def __init__(self, uri: str, config: StreamConfig, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        uri: str,
+        config: StreamConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        snapshots: Sequence[Snapshot] | None = None,
+    ) -> None:
         if config.batch % world:
             raise UserError(f"data.batch {config.batch} cannot be split over {world} processes")
-        self.config, self.rank, self.world = config, rank, world
-        self._uri = uri
-        dataset = Dataset(uri)
-        self.index = dataset.index()
-        self.samples = Samples(dataset, self.index, config, seed)
+        self.config, self.rank, self.world, self._seed = config, rank, world, seed
+        wanted = [(uri, config.where), *((other.uri, other.where) for other in config.mix)]
+        if snapshots is not None and len(snapshots) != len(wanted):
+            raise UserError(f"this run began with {len(snapshots)} datasets, not {len(wanted)}")
+        self.tables: list[ClipTable] = [
+            load_clips(name, config.split, config.min_frames, where, snapshots[number] if snapshots else None)
+            for number, (name, where) in enumerate(wanted)
+        ]
+        check_alike(self.tables, config.split)
+        self.index = self.tables[0].index
+        weights = [config.weight, *(other.weight for other in config.mix)]
+        self._mixture = Mixture(weights, seed)
+        # The first dataset alone has the order that it has without others.
+        self._orders = [
+            Order(table.shard_of, config.window, f"{seed}+{number}" if number else seed)
+            for number, table in enumerate(self.tables)
+        ]
+        self.clips = sum(order.clips for order in self._orders)
+        self.skipped: list[str] = []
+        self.waited_s = 0.0
+        self._bad: set[tuple[int, int]] = set()
+        self._rolling: tuple[int, str] = (-1, "")
+        self._source = ShardSource(config.cache or user_cache() / "shards", config.cache_bytes, config.verify)
+        self._batches: Batches | None = None
+
+    def __enter__(self) -> TrainingStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End workers and fetches."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+        self._source.close()
 
     @property
-    def clips(self) -> int:
-        """Clips in an epoch."""
-        return self.samples.order.clips
+    def snapshots(self) -> list[Snapshot]:
+        """State of each dataset, for a stream that goes on with this one's clips."""
+        return [table.snapshot for table in self.tables]
 
     def epoch(self, step: int) -> int:
         """Epoch in which a global step begins."""
         return step * self.config.batch // self.clips
 
-    def numbers(self, step: int) -> list[int]:
-        """Sample numbers of this rank at a global step."""
+    def global_clips(self, step: int) -> list[Clip]:
+        """What the batch of a global step is made of, over all ranks."""
+        begin = step * self.config.batch
+        return self._drawn(*self._mixture.dataset(np.arange(begin, begin + self.config.batch)))
+
+    def _drawn(self, datasets: Numbers, inner: Numbers) -> list[Clip]:
+        """Clips of samples `inner` of their datasets."""
+        epochs, clips = np.empty_like(inner), np.empty_like(inner)
+        for number in np.unique(datasets).tolist():
+            here = datasets == number
+            epochs[here], clips[here] = self._orders[number].clip(inner[here])
+        return list(zip(datasets.tolist(), clips.tolist(), epochs.tolist(), strict=True))
+
+    def digest(self, step: int) -> str:
+        """Rolling digest of the keys of all clips from the epoch's first step to this one, 16 hex characters: two runs
+        that saw the same clips have the same."""
+        first = -(-self.epoch(step) * self.clips // self.config.batch)
+        done, value = self._rolling
+        if not first <= done <= step:
+            done, value = first - 1, ""
+        for number in range(done + 1, step + 1):
+            keys = "\n".join(f"{clip[0]}/{self.tables[clip[0]].keys[clip[1]]}" for clip in self.global_clips(number))
+            value = hashlib.sha256(f"{value}\n{keys}".encode()).hexdigest()[:16]
+        self._rolling = step, value
+        return value
+
+    def batches(self, start: int, device: str | torch.device = "cpu") -> Iterator[Batch]:
+        """This rank's batches from global step `start` on, as the network takes them; see `shards.device.Batch`."""
+        return on_device(self.host_batches(start), torch.device(device))
+
+    def host_batches(self, start: int) -> Iterator[dict[str, Any]]:
+        """This rank's batches as they are filled: the arrays of `shards.layout.Layout` as tensors, and `keys`.
+
+        The memory of a batch is used again once nothing refers to its tensors any more.
+
+        Raises:
+            UserError: a damaged shard (where `damaged` is `stop`), storage that failed, or no usable shard left.
+        """
+        share = self.config.batch // self.world
+        frames = self.config.crop_frames
+        widths = self.index.widths
+        if self._batches is None:
+            size = layout(share, frames, tuple(sorted(widths.items())), self.config.augment_on == "worker").bytes
+            self._batches = Batches(self.config, self._seed, widths, size)
+        batches = self._batches
+        depth = self.config.prefetch + 1 if self.config.workers else 1
+        waiting: deque[tuple[list[Clip], Task]] = deque()
+        for step in itertools.count(start):
+            begin = time.perf_counter()
+            while True:
+                while len(waiting) < depth:
+                    clips = self._planned(step + len(waiting), step, waiting)
+                    if clips is None:
+                        break
+                    waiting.append((clips, batches.submit(self._samples(clips), share, frames)))
+                clips, task = waiting[0]
+                batches.finish(task)
+                if task.damaged is None:
+                    break
+                self._damaged(*task.damaged)
+                # This step and those after it are planned again without the shard.
+                for _, other in waiting:
+                    batches.finish(other)
+                waiting.clear()
+            waiting.popleft()
+            self.waited_s += time.perf_counter() - begin
+            batch: dict[str, Any] = {name: torch.from_numpy(value) for name, value in task.views.items()}
+            batch["keys"] = [self.tables[dataset].keys[clip] for dataset, clip, _ in clips]
+            del task
+            yield batch
+            del batch
+
+    def _planned(self, step: int, due: int, waiting: Sequence[tuple[list[Clip], Task]]) -> list[Clip] | None:
+        """This rank's clips of a step, their shards at hand; None where the step is not due yet and they are not."""
+        while True:
+            clips = self._share(step)
+            self._want(due, step, [*itertools.chain.from_iterable(planned for planned, _ in waiting), *clips])
+            refs = {(clip[0], int(self.tables[clip[0]].shard_of[clip[1]])): self._ref(clip) for clip in clips}
+            if step > due and not all(self._source.ready(ref) for ref in refs.values()):
+                return None
+            bad = len(self._bad)
+            for where, ref in refs.items():
+                try:
+                    self._source.path(ref)
+                except CorruptShard as error:
+                    if self.config.damaged == "skip":
+                        self._skip(where, str(error))
+                    elif step > due:
+                        return None
+                    else:
+                        raise
+            if len(self._bad) == bad:
+                return clips
+
+    def _share(self, step: int) -> list[Clip]:
+        """This rank's part of a step; clips of damaged shards are replaced by the next ones in the order."""
         share = self.config.batch // self.world
         begin = step * self.config.batch + self.rank * share
-        return list(range(begin, begin + share))
+        datasets, inner = self._mixture.dataset(np.arange(begin, begin + share))
+        clips = self._drawn(datasets, inner)
+        if self._bad:
+            for row, dataset in enumerate(datasets.tolist()):
+                clips[row] = self._sound(dataset, int(inner[row]))
+        return clips
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Yield this rank's batches from global step `start` on."""
-        loader = DataLoader(
-            self.samples,
-            batch_sampler=_Steps(self, start),
-            num_workers=self.config.workers,
-            collate_fn=_Collate(self.config.crop_frames),
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_parent,
-            # A bucket's client does not survive a fork.
-            multiprocessing_context="forkserver" if self.config.workers and is_remote(self._uri) else None,
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+    def _sound(self, dataset: int, number: int) -> Clip:
+        table, order = self.tables[dataset], self._orders[dataset]
+        for epoch, clip in zip(*order.clip(np.arange(number, number + 2 * order.clips)), strict=True):
+            if (dataset, int(table.shard_of[clip])) not in self._bad:
+                return dataset, int(clip), int(epoch)
+        raise UserError(f"{table.uri}: every shard of split {self.config.split!r} is damaged; run `f2v verify`")
 
+    def _damaged(self, message: str, where: tuple[int, int]) -> None:
+        dataset, shard = where
+        ref = self.tables[dataset].shards[shard]
+        words = f"{ref.uri}/{ref.name}: {message}; run `f2v verify`"
+        if self.config.damaged == "stop":
+            raise UserError(words)
+        self._skip(where, words)
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach every process; the training loop alone decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def _skip(self, where: tuple[int, int], words: str) -> None:
+        self._bad.add(where)
+        self.skipped.append(words)
 
+    def _want(self, due: int, last: int, clips: Sequence[Clip]) -> None:
+        """Have the shards at hand that `clips` and steps `due` to `last` need, and those soon after fetched."""
+        now = dict.fromkeys(self._ref(clip) for clip in clips)
+        later: list[ShardRef] = []
+        numbers = np.arange(due * self.config.batch, (last + 1) * self.config.batch)
+        datasets, inner = self._mixture.dataset(numbers)
+        for number, (table, order) in enumerate(zip(self.tables, self._orders, strict=True)):
+            here = inner[datasets == number]
+            if not len(here):
+                continue
+            window, then = order.shards(int(here[0]), int(here[-1]) + 1, self.config.ahead)
+            later += [table.shards[shard] for shard in (*window, *then) if (number, shard) not in self._bad]
+        self._source.want(list({**now, **dict.fromkeys(later)}), now=len(now))
 
-class _Steps:
-    """Endless batch sampler."""
+    def _ref(self, clip: Clip) -> ShardRef:
+        table = self.tables[clip[0]]
+        return table.shards[int(table.shard_of[clip[1]])]
 
-    def __init__(self, stream: TrainingStream, start: int) -> None:
-        self._stream, self._start = stream, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (self._stream.numbers(step) for step in itertools.count(self._start))
-
-
-class _Collate:
-    def __init__(self, frames: int) -> None:
-        self._frames = frames
-
-    def __call__(self, samples: Sequence[dict[str, Any] | UserError]) -> Batch | UserError:
-        # A worker's exception would arrive wrapped in its traceback; as a value it arrives as it is.
-        good: list[dict[str, Any]] = []
-        for sample in samples:
-            if isinstance(sample, UserError):
-                return sample
-            good.append(sample)
-        return collate(good, self._frames)
+    def _samples(self, clips: Sequence[Clip]) -> list[Sample]:
+        paths: dict[ShardRef, str] = {}
+        samples = []
+        for dataset, clip, epoch in clips:
+            table = self.tables[dataset]
+            shard = int(table.shard_of[clip])
+            ref = table.shards[shard]
+            if ref not in paths:
+                paths[ref] = str(self._source.path(ref))
+            samples.append(
+                Sample(
+                    path=paths[ref],
+                    dataset=dataset,
+                    shard=shard,
+                    raw=table.raw[shard],
+                    key=table.keys[clip],
+                    frames=int(table.frames[clip]),
+                    epoch=epoch,
+                    places=table.places[clip].tolist(),
+                )
+            )
+        return samples

@@ -11,6 +11,7 @@ import struct
 
 import numpy as np
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from shards.schema import SchemaError
 
@@ -45,12 +46,19 @@ def encode_strip(frames: np.ndarray, quality: int = QUALITY) -> bytes:
 
 
 def decode_strip(
-    data: bytes, frames: int, height: int, width: int, start: int = 0, stop: int | None = None
+    data: bytes,
+    frames: int,
+    height: int,
+    width: int,
+    start: int = 0,
+    stop: int | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Frames `start` to `stop` of a strip, uint8 [n, h, w] or [n, h, w, 3].
 
     Args:
         frames: how many the strip holds; together with `height` and `width` it must fit the file's own header.
+        out: contiguous array of the result's shape to decode into, for a strip of grey frames.
 
     Raises:
         SchemaError: no strip of this geometry, or damaged. Nothing is allocated by what the file claims.
@@ -69,16 +77,31 @@ def decode_strip(
     if (first, last) != (0, rows):
         body = _cut(body, rows, first, last)
         head = head[:size_at] + struct.pack(">H", (last - first) * height) + head[size_at + 2 :]
+    grey = channels == 1
+    shape = ((last - first) * height, columns * width, channels)
+    direct = out if grey and columns == 1 else None
     try:
-        with Image.open(io.BytesIO(head + body), formats=["JPEG"]) as image:
-            sheet = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        sheet = decode_jpeg(
+            head + body,
+            colorspace="GRAY" if grey else "RGB",
+            fastdct=False,
+            fastupsample=False,
+            buffer=None if direct is None else direct.reshape(shape),
+        )
+    except ValueError as error:
         raise SchemaError(f"damaged JPEG strip ({error})") from None
-    if sheet.shape[:2] != ((last - first) * height, columns * width):
+    if direct is not None:
+        return direct
+    if sheet.shape != shape:
         raise SchemaError(f"strip decodes to {sheet.shape}")
-    grid = sheet.reshape(last - first, height, columns, width, *sheet.shape[2:]).swapaxes(1, 2)
-    flat = grid.reshape((last - first) * columns, height, width, *sheet.shape[2:])
-    return flat[start - first * columns : stop - first * columns]
+    rest = () if grey else (channels,)
+    grid = sheet.reshape(last - first, height, columns, width, *rest).swapaxes(1, 2)
+    flat = grid.reshape((last - first) * columns, height, width, *rest)
+    cut = flat[start - first * columns : stop - first * columns]
+    if out is None:
+        return cut
+    out[:] = cut
+    return out
 
 
 def _columns(frames: int, height: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.augment import AugmentConfig, generator, training_lips
+from shards.augment import AugmentConfig, augmented, draw, generator
 from shards.errors import UserError
-from shards.stream import Order, StreamConfig, TrainingStream
+from shards.stream import StreamConfig, TrainingStream
 from tests.toy import toy_dataset
 
 SHARDS = [[30, 14, 20], [25, 13], [40, 16, 18, 22]]
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any), st.integers(1, 4), st.integers(0, 9))
-def test_every_epoch_has_every_clip_once(shards: list[int], window: int, seed: int) -> None:
-    order = Order(shards, window, seed)
-    everything = Counter((shard, clip) for shard, count in enumerate(shards) for clip in range(count))
-    for epoch in range(3):
-        drawn = [order[epoch * order.clips + position] for position in range(order.clips)]
-        assert {row[0] for row in drawn} == {epoch}
-        assert Counter(row[1:] for row in drawn) == everything
-
-
-def test_epochs_and_seeds_differ() -> None:
-    order = Order([50, 50], 2, 0)
-    first, second = ([order[n][1:] for n in range(begin, begin + 100)] for begin in (0, 100))
-    assert first != second
-    assert first != [Order([50, 50], 2, 1)[n][1:] for n in range(100)]
 
 
 def stream(folder: Path, rank: int = 0, world: int = 1, **settings: object) -> TrainingStream:
@@ -121,7 +103,7 @@ def test_clear_errors(folder: Path, tmp_path: Path) -> None:
 @settings(max_examples=30)
 def test_masked_runs_stay_inside_whole_seconds(frames: int, seed: int) -> None:
     lips = np.full((frames, 96, 96), 255, np.uint8)
-    out = training_lips(lips, AugmentConfig(flip=0, erase=0, mask_frames=10), generator(seed))
+    out = augmented(lips, draw(AugmentConfig(flip=0, erase=0, mask_frames=10), frames, generator(seed)))
     masked = ~out.any(axis=(1, 2))
     for second in range(frames // 25):
         block = masked[25 * second : 25 * second + 25]
@@ -133,7 +115,7 @@ def test_masked_runs_stay_inside_whole_seconds(frames: int, seed: int) -> None:
 def test_erased_area_has_the_published_size() -> None:
     lips = np.full((1, 96, 96), 255, np.uint8)
     config = AugmentConfig(flip=0, erase=1, mask_frames=0)
-    shares = [(training_lips(lips, config, generator(seed)) == 0).mean() for seed in range(400)]
+    shares = [(augmented(lips, draw(config, 1, generator(seed))) == 0).mean() for seed in range(400)]
     assert min(shares) >= 0.015
     assert max(shares) <= 0.34
     # The mean of U(0.02, 0.33) is 0.175; rectangles that do not fit are drawn again, which leaves a little less.
@@ -143,6 +125,6 @@ def test_erased_area_has_the_published_size() -> None:
 def test_flip_mirrors_the_whole_clip() -> None:
     lips = np.zeros((3, 96, 96), np.uint8)
     lips[:, :, :20] = 255
-    out = training_lips(lips, AugmentConfig(flip=1, erase=0, mask_frames=0), generator(0))
+    out = augmented(lips, draw(AugmentConfig(flip=1, erase=0, mask_frames=0), 3, generator(0)))
     assert (out[:, :, -5:] > 0).all()
     assert (out[:, :, :5] < 0).all()

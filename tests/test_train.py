@@ -104,8 +104,10 @@ def test_shards_made_in_another_way_are_refused(toy: str, tmp_path: Path) -> Non
     train(toy, tmp_path / "run", config("steps=1"))
     changed = {**RECIPES, "mel": Recipe(version=1, settings={"filterbank": "slaney"}, weights="")}
     other = toy_dataset(tmp_path / "ds", [[30, 25], [22]], recipes=changed)
-    with pytest.raises(UserError, match=r"dataset\.stages\.mel\.settings\.filterbank was 'htk', is 'slaney'"):
+    with pytest.raises(UserError, match="state that this run began with is not here"):
         train(other.uri, tmp_path / "run", config("steps=2"))
+    with pytest.raises(UserError, match=r"dataset\.stages\.mel\.settings\.filterbank was 'htk', is 'slaney'"):
+        train(other.uri, tmp_path / "run", config("steps=2", "data.index=current"))
 
 
 def test_a_finished_run_is_left_alone(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

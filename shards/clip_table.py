@@ -1,0 +1,181 @@
+"""The clips that a training job draws from, as flat arrays: where each field of each lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.codec import decode
+from shards.config import Config
+from shards.dataset import ClipRow, Dataset
+from shards.errors import UserError
+from shards.fetch import ShardRef
+from shards.manifest import Index, PackedShard, difference
+from shards.schema import FIELDS, VIDEO_RATE, SchemaError
+from shards.storage import open_store
+from shards.stream_config import Condition
+
+NEEDED = ("lips", "identity", "expression", "units", "timbre", "pitch", "energy", "mel")
+"""Fields of a training sample."""
+
+
+class Snapshot(Config):
+    """One state of a dataset: names of its index and clip table, which stay readable until `f2v gc`."""
+
+    index: str
+    clips: str
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """Clips of one dataset, in the order of its index.
+
+    Attributes:
+        snapshot: state of the dataset that this is.
+        shards: whose clips these are.
+        raw: per shard, whether its lips need no decoding.
+        keys: per clip.
+        shard_of, frames: int64 [clips].
+        places: int64 [clips, fields, 2], byte offset and size of each of `NEEDED` in the shard.
+    """
+
+    uri: str
+    snapshot: Snapshot
+    index: Index
+    shards: list[ShardRef]
+    raw: list[bool]
+    keys: list[str]
+    shard_of: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def read(self, clip: int, name: str) -> Any:
+        """One field of a clip, straight from storage. Raises UserError: the shard is missing or damaged."""
+        ref = self.shards[int(self.shard_of[clip])]
+        offset, size = self.places[clip, NEEDED.index(name)].tolist()
+        try:
+            [data] = open_store(self.uri).read_ranges(ref.name, [(offset, size)])
+            return decode(FIELDS[name], data, int(self.frames[clip]))
+        except FileNotFoundError:
+            raise UserError(f"{self.uri}/{ref.name}: missing; run `f2v verify`") from None
+        except SchemaError as error:
+            raise UserError(f"{self.uri}/{ref.name}: {self.keys[clip]}: {error}; run `f2v verify`") from None
+
+
+def load_clips(
+    uri: str, split: str, min_frames: int, where: Mapping[str, Condition], snapshot: Snapshot | None = None
+) -> ClipTable:
+    """Clips of a split that have `min_frames` frames or more and meet all conditions.
+
+    Args:
+        snapshot: state of the dataset to read; default the current one.
+
+    Raises:
+        UserError: no dataset, no such state any more, fields that training needs are missing, shards of the split were
+            made in different ways, an unknown column in a condition, or no clip is left.
+    """
+    dataset = Dataset(uri)
+    if snapshot is None:
+        manifest = dataset.manifest()
+        snapshot = Snapshot(index=manifest.index.name, clips=manifest.clips.name)
+    elif not dataset.store.exists(snapshot.index) or (where and not dataset.store.exists(snapshot.clips)):
+        raise UserError(
+            f"{dataset.uri}: the state that this run began with is not here ({snapshot.index}): another dataset, or "
+            "built again since, and `f2v gc` deleted it. Train in a new folder, or with --set data.index=current"
+        )
+    index = dataset.index_named(snapshot.index)
+    missing = [name for name in NEEDED if name not in index.fields]
+    if missing:
+        raise UserError(f"{dataset.uri}: training needs the fields {missing}; build with them in pack.fields")
+    index.recipe(split)
+    wanted = _wanted(dataset.clips_named(snapshot.clips), where, dataset.uri) if where else None
+    chosen = [
+        (shard, clip)
+        for shard in index.shards
+        if shard.split == split
+        for clip in shard.clips
+        if clip.frames >= min_frames and (wanted is None or clip.key in wanted)
+    ]
+    if not chosen:
+        conditions = f" that meet {_words(where)}" if where else ""
+        raise UserError(
+            f"{dataset.uri}: no clips of {min_frames} frames or more in split {split!r}{conditions}; "
+            f"splits are {sorted({shard.split for shard in index.shards})}"
+        )
+    shards: dict[str, int] = {}
+    used: list[PackedShard] = []
+    for shard, _ in chosen:
+        if shards.setdefault(shard.name, len(shards)) == len(used):
+            used.append(shard)
+    return ClipTable(
+        uri=dataset.uri,
+        snapshot=snapshot,
+        # Places of all clips are in the arrays; the rest of the index is small.
+        index=index.model_copy(update={"shards": [shard.model_copy(update={"clips": []}) for shard in index.shards]}),
+        shards=[ShardRef(dataset.uri, shard.name, shard.sha256, shard.bytes) for shard in used],
+        raw=["lips" in shard.raw for shard in used],
+        keys=[clip.key for _, clip in chosen],
+        shard_of=np.array([shards[shard.name] for shard, _ in chosen], np.int64),
+        frames=np.array([clip.frames for _, clip in chosen], np.int64),
+        places=np.array([[clip.members[name] for name in NEEDED] for _, clip in chosen], np.int64),
+    )
+
+
+def check_alike(tables: Sequence[ClipTable], split: str) -> None:
+    """Raise UserError where datasets of a mixture were not made in one way: profile, schema, widths, every stage."""
+    first = tables[0]
+    ours = first.index.recipe(split)
+    for table in tables[1:]:
+        pair = f"{first.uri} and {table.uri} cannot be mixed"
+        if table.index.profile != first.index.profile:
+            raise UserError(f"{pair}: profile {first.index.profile} and profile {table.index.profile}")
+        if table.index.widths != first.index.widths:
+            raise UserError(f"{pair}: widths {first.index.widths} and {table.index.widths}")
+        theirs = table.index.recipe(split)
+        for stage in sorted({FIELDS[name].stage for name in NEEDED} & {*ours, *theirs}):
+            if stage not in ours or stage not in theirs or ours[stage] != theirs[stage]:
+                both = stage in ours and stage in theirs
+                why = "; ".join(difference(ours[stage], theirs[stage])) if both else "only one has it"
+                raise UserError(f"{pair}: stage {stage} differs ({why}); build both with the same settings")
+
+
+def _wanted(rows: Sequence[ClipRow], where: Mapping[str, Condition], uri: str) -> set[str]:
+    columns = {field.name for field in fields(ClipRow)}
+    unknown = sorted(set(where) - columns - {"duration"})
+    if unknown:
+        raise UserError(
+            f"data.where.{unknown[0]}: {uri} has no such column; there are {', '.join(sorted(columns))}, duration"
+        )
+    return {row.key for row in rows if all(_meets(_value(row, name), name, where[name]) for name in where)}
+
+
+def _value(row: ClipRow, name: str) -> str | float | None:
+    value: str | float | None = row.frames / VIDEO_RATE if name == "duration" else getattr(row, name)
+    return value
+
+
+def _meets(value: str | float | None, name: str, condition: Condition) -> bool:
+    if value is None:
+        return False
+    text = isinstance(value, str)
+    if text and (condition.at_least is not None or condition.at_most is not None):
+        raise UserError(f"data.where.{name}: a text has no at_least or at_most; give one_of or none_of")
+
+    def among(values: Sequence[str | float]) -> bool:
+        # YAML reads a speaker called 12 as a number.
+        return str(value) in map(str, values) if text else value in values
+
+    return (
+        (condition.one_of is None or among(condition.one_of))
+        and not among(condition.none_of)
+        and (condition.at_least is None or float(value) >= condition.at_least)
+        and (condition.at_most is None or float(value) <= condition.at_most)
+    )
+
+
+def _words(where: Mapping[str, Condition]) -> str:
+    return ", ".join(f"{name} {condition.model_dump(exclude_defaults=True)}" for name, condition in where.items())

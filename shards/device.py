@@ -1,0 +1,103 @@
+"""Batches where the network runs: copied without waiting, augmented there, in the network's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards.augment import CROP, SCALE, SHIFT
+
+Batch = dict[str, Any]
+"""A batch as the network takes it, with B samples of F video frames and T = 2F acoustic frames:
+
+lips float32 [B, 1, F, 88, 88], identity and expression float32 [B, F, D], units int64 [B, T] (-100 in padding), timbre
+float32 [B, D], pitch and energy float32 [B, T], mel float32 [B, 80, T], frames int64 [B] (valid video frames; the rest
+is padding, zero), keys (list of str).
+"""
+_AS_THEY_ARE = ("units", "timbre", "pitch", "energy", "frames")
+
+
+def network_batch(host: dict[str, Any], device: torch.device) -> Batch:
+    """Copy a batch of the stream to `device` and bring it into the network's shapes.
+
+    Args:
+        host: tensors of `shards.layout.Layout`, and `keys`.
+    """
+
+    def move(name: str) -> Tensor:
+        tensor: Tensor = host[name].to(device, non_blocking=True)
+        return tensor
+
+    batch: Batch = {name: move(name) for name in _AS_THEY_ARE}
+    batch["keys"] = host["keys"]
+    for name in ("identity", "expression"):
+        batch[name] = move(name).float()
+    batch["mel"] = move("mel").transpose(1, 2).contiguous()
+    lips = move("lips")
+    batch["lips"] = (augmented(lips, host, device) if lips.dtype == torch.uint8 else lips).unsqueeze(1)
+    return batch
+
+
+def augmented(lips: Tensor, how: dict[str, Tensor], device: torch.device) -> Tensor:
+    """The same as `shards.augment.augmented`, bit for bit, for a batch.
+
+    Args:
+        lips: uint8 [B, F, 96, 96] on `device`.
+        how: `crop`, `flip`, `box` and `shown` on the host.
+
+    Returns:
+        float32 [B, F, 88, 88].
+    """
+    rows, frames = lips.shape[:2]
+    out = torch.empty(rows, frames, CROP, CROP, device=device)
+    crops, boxes, flips = how["crop"].tolist(), how["box"].tolist(), how["flip"].tolist()
+    for row, ((top, left), flip) in enumerate(zip(crops, flips, strict=True)):
+        cut = lips[row, :, top : top + CROP, left : left + CROP]
+        out[row] = cut.flip(-1) if flip else cut
+    out.mul_(float(SCALE)).add_(float(SHIFT))
+    for row, (top, bottom, left, right) in enumerate(boxes):
+        out[row, :, top:bottom, left:right] = 0
+    hidden = ~how["shown"]
+    if hidden.any():
+        out.masked_fill_(hidden.to(device, non_blocking=True)[:, :, None, None], 0)
+    return out
+
+
+def on_device(hosts: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
+    """Batches on `device`. On a GPU one is copied and augmented while the network works on the one before."""
+    if device.type != "cuda":
+        yield from (network_batch(host, device) for host in hosts)
+        return
+    side = torch.cuda.Stream(device)
+
+    def load() -> tuple[Batch, dict[str, Any], torch.cuda.Event]:
+        host = next(hosts)
+        for tensor in host.values():
+            if isinstance(tensor, Tensor):
+                _pin(tensor)
+        with torch.cuda.stream(side):
+            batch = network_batch(host, device)
+            done = torch.cuda.Event()
+            done.record(side)
+        return batch, host, done
+
+    following = load()
+    while True:
+        batch, host, done = following
+        current = torch.cuda.current_stream(device)
+        current.wait_event(done)
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.record_stream(current)
+        following = load()
+        yield batch
+        # The host's memory may be filled anew only after it was copied.
+        done.synchronize()
+        del host
+
+
+def _pin(tensor: Tensor) -> None:
+    """Page-lock the memory of a batch the first time that it comes by, so that copies do not hold up the host."""

@@ -1,0 +1,207 @@
+"""Batches filled by processes beside the training process, in memory that is shared and used again and again.
+
+A batch goes back into use when nothing refers to it any more, so nobody has to copy it or to give it back.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.fill import Filler, Sample
+from shards.filler import fill_rows
+from shards.layout import Layout, layout
+from shards.stream_config import StreamConfig
+
+CHUNK = 16
+"""Samples in a job at most: several workers share a batch, so the first one is there early."""
+LIVES = 3
+"""Workers that may die over one job."""
+PAGE = 2 << 20
+"""Slots begin at multiples of a huge page."""
+
+Views = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Task:
+    """A batch on its way: `views` become valid when no job is open and nothing is `damaged`."""
+
+    views: Views
+    open: set[int] = field(default_factory=set)
+    damaged: tuple[str, tuple[int, int]] | None = None
+
+
+class Batches:
+    """Fills batches, in this process or in `config.workers` others.
+
+    Args:
+        config: of the stream.
+        seed: of the run.
+        widths: named widths of the values.
+        slot_bytes: of the largest batch.
+
+    Attributes:
+        slots: batches that there is memory for; grows while batches are held on to.
+    """
+
+    def __init__(self, config: StreamConfig, seed: int, widths: dict[str, int], slot_bytes: int) -> None:
+        self._config, self._seed = config, seed
+        self._widths = widths
+        self.slot_bytes = slot_bytes + -slot_bytes % PAGE
+        self.slots = 0
+        self._free: deque[int] = deque()
+        self._maps: dict[int, mmap.mmap] = {}
+        self._memory = _anonymous_file()
+        self._filler = None if config.workers else Filler(config, seed, widths)
+        self._jobs: dict[int, tuple[Task, _Worker, bytes, int]] = {}
+        self._count = 0
+        self._workers = [self._spawn() for _ in range(config.workers)]
+
+    def submit(self, samples: list[Sample], rows: int, frames: int) -> Task:
+        """Begin to fill a batch of `rows` samples of `frames` video frames."""
+        shape = self._layout(rows, frames)
+        slot, memory = self._slot()
+        task = Task(shape.views(memory))
+        place = {"slot": slot, "rows": rows, "frames": frames}
+        if self._filler is not None:
+            self._note(task, fill_rows(self._filler, task.views, {"first": 0, "samples": [vars(s) for s in samples]}))
+            return task
+        for first in range(0, len(samples), CHUNK):
+            self._count += 1
+            job = {"job": self._count, "first": first, "samples": [vars(s) for s in samples[first : first + CHUNK]]}
+            task.open.add(self._count)
+            self._send(task, self._workers[self._count % len(self._workers)], {**place, **job})
+        return task
+
+    def finish(self, task: Task) -> None:
+        """Wait until a batch is filled, or known to be damaged.
+
+        Raises:
+            UserError: workers died over one of its jobs again and again.
+            RuntimeError: a fault of this program.
+        """
+        while task.open:
+            for line in wait([worker.line for worker in self._workers]):
+                worker = next(worker for worker in self._workers if worker.line is line)
+                try:
+                    answer = json.loads(worker.line.recv_bytes())
+                except (EOFError, ConnectionError):
+                    self._replace(worker)
+                    continue
+                whose = self._jobs.pop(answer["job"])[0]
+                whose.open.discard(answer["job"])
+                self._note(whose, answer)
+
+    def close(self) -> None:
+        """End the workers. Batches that somebody still holds stay valid."""
+        for worker in self._workers:
+            worker.line.close()
+        for worker in self._workers:
+            worker.process.wait()
+        if self._filler is not None:
+            self._filler.close()
+        self._workers.clear()
+        self._jobs.clear()
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+    def _layout(self, rows: int, frames: int) -> Layout:
+        return layout(rows, frames, tuple(sorted(self._widths.items())), self._config.augment_on == "worker")
+
+    def _slot(self) -> tuple[int, NDArray[np.uint8]]:
+        """A slot that nobody uses. It is used until the array, and all that was made from it, is gone."""
+        try:
+            slot = self._free.popleft()
+        except IndexError:
+            slot, self.slots = self.slots, self.slots + 1
+            os.ftruncate(self._memory, self.slots * self.slot_bytes)
+            self._maps[slot] = mmap.mmap(self._memory, self.slot_bytes, offset=slot * self.slot_bytes)
+        memory = np.frombuffer(self._maps[slot], np.uint8)
+        weakref.finalize(memory, self._free.append, slot).atexit = False
+        return slot, memory
+
+    def _note(self, task: Task, answer: dict[str, Any]) -> None:
+        if "fault" in answer:
+            raise RuntimeError(f"a worker of the training stream failed:\n{answer['fault']}")
+        if "damaged" in answer and task.damaged is None:
+            task.damaged = answer["damaged"], tuple(answer["shard"])
+
+    def _spawn(self) -> _Worker:
+        ours, theirs = Pipe()
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shards.filler", str(theirs.fileno()), str(self._memory)],
+            pass_fds=[theirs.fileno(), self._memory],
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C is the training loop's to handle, also while a worker starts.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        theirs.close()
+        hello = {
+            "config": self._config.model_dump(mode="json"),
+            "seed": self._seed,
+            "widths": self._widths,
+            "slot_bytes": self.slot_bytes,
+        }
+        ours.send_bytes(json.dumps(hello).encode())
+        return _Worker(process, ours)
+
+    def _send(self, task: Task, worker: _Worker, job: dict[str, Any], lives: int = LIVES) -> None:
+        data = json.dumps(job).encode()
+        self._jobs[job["job"]] = task, worker, data, lives
+        try:
+            worker.line.send_bytes(data)
+        except (BrokenPipeError, ConnectionError):
+            self._replace(worker)
+
+    def _replace(self, dead: _Worker) -> None:
+        """Put another worker in the place of one that died, and give it all its open jobs: filling twice does no
+        harm."""
+        dead.line.close()
+        dead.process.wait()
+        code = dead.process.returncode
+        fresh = self._spawn()
+        self._workers[self._workers.index(dead)] = fresh
+        for number, (task, worker, data, lives) in list(self._jobs.items()):
+            if worker is not dead:
+                continue
+            if lives == 1:
+                keys = ", ".join(sample["key"] for sample in json.loads(data)["samples"])
+                raise UserError(
+                    f"workers of the training stream die again and again (exit {code}; -9 is often: out of memory) "
+                    f"over the clips {keys}; try data.workers=0, fewer data.workers, or a smaller data.prefetch"
+                )
+            self._jobs[number] = task, fresh, data, lives - 1
+            fresh.line.send_bytes(data)
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    line: Connection
+
+
+def _anonymous_file() -> int:
+    """A file without a name, in memory where the system has such: it is gone with the last process that holds it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("faces2voices-batches", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as stream:
+        return os.dup(stream.fileno())
