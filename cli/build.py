@@ -13,6 +13,7 @@ from cli.options import (
     duration,
     selection,
 )
+from pipeline.words import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     if not summary.tasks and not summary.packed and not summary.changed:
         print("nothing to do" if summary.left else "nothing to do: every column and shard is there already")
     else:
-        print(
-            f"ran {summary.tasks} stage shards, kept {summary.kept}; packed {summary.packed} of {summary.shards} shards"
-        )
+        ran, shards = count(summary.tasks, "stage shard"), count(summary.shards, "shard")
+        print(f"ran {ran}, kept {summary.kept}; packed {summary.packed} of {shards}")
     total = sum(summary.quarantined.values())
     pending = f", {summary.pending} not built yet" if summary.pending else ""
-    print(f"{summary.clips} clips ({duration(summary.seconds)}) in {summary.dataset}, {total} in quarantine{pending}")
-    for reason, count in sorted(summary.quarantined.items()):
-        print(f"  {count:>6}  {reason}")
+    clips = f"{count(summary.clips, 'clip')} ({duration(summary.seconds)})"
+    print(f"{clips} in {summary.dataset}, {total} in quarantine{pending}")
+    for reason, clips_lost in sorted(summary.quarantined.items()):
+        print(f"  {clips_lost:>6}  {reason}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cli.options import size
+from pipeline.words import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(listing.model_dump_json())
         return 0
-    clips, count = sum(shard.clips for shard in listing.shards), size(sum(shard.bytes for shard in listing.shards))
-    print(f"{args.target}: {len(listing.shards)} tars, {clips} clips, {count}; fields {', '.join(listing.fields)}")
+    tars, clips = count(len(listing.shards), "tar"), count(sum(shard.clips for shard in listing.shards), "clip")
+    total = size(sum(shard.bytes for shard in listing.shards))
+    print(f"{args.target}: {tars}, {clips}, {total}; fields {', '.join(listing.fields)}")
     return 0

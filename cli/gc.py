@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 
 from cli.options import printable, size
+from pipeline.words import count
 from shards.errors import UserError
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"foreign, left alone: {printable(name)}")
     total = size(sum(old.size for old in found.old))
     done = "deleted" if args.delete else "to delete (add --delete)"
-    print(f"{len(found.old)} objects, {total}, {done}; {len(found.kept) + len(found.young)} more are within --grace")
+    more = len(found.kept) + len(found.young)
+    print(f"{count(len(found.old), 'object')}, {total}, {done}; {more} more within --grace")
     return 0
 
 

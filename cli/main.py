@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"cli.{options.command}")
     command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
     module.configure(command)
-    arguments = command.parse_args(options.arguments)
+    # Options may stand between SOURCE and DATASET; argparse cannot do that where there are sub-commands.
+    parse = command.parse_args if options.command == "units" else command.parse_intermixed_args
+    arguments = parse(options.arguments)
     catch_signals()
     try:
         return int(module.run(arguments))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.options import add_build_options, build_overrides, duration, selection, size
+from pipeline.words import count
 
 if TYPE_CHECKING:
     from pipeline.estimate import Estimate
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipeline.build import plan_build
     from pipeline.estimate import estimate, to_pack
-    from pipeline.survey import Wanted, survey
+    from pipeline.survey import Wanted, cut_words, survey
 
     there = survey(args.source, args.dataset, Wanted(args.config, tuple(build_overrides(args))))
     plan = plan_build(there, selection(args))
@@ -43,21 +44,27 @@ def run(args: argparse.Namespace) -> int:
     for note in there.notes:
         print(note)
     if there.gone:
-        some = f"{len(there.gone)} clips are no longer in the source, or cannot be read, e.g. {there.gone[0]}"
+        lost = count(len(there.gone), "clip")
+        some = f"{lost} no longer in the source, or not to be read, e.g. {there.gone[0]}"
         if there.recut:
-            some += f" ({len(there.recut)} because their recordings are cut otherwise now)"
+            some += f" ({len(there.recut)} because their recordings are {cut_words(there)})"
         print(some if args.drop_missing else f"{some}; build needs --drop-missing")
-    _print_matrix(plan, list(there.shards))
+    if there.shards:
+        _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
     if not runs and not packs and not there.scans:
         print("nothing to do" if plan.left() else "nothing to do: every column and shard is there already")
         return refused
     for gap in plan.missing:
         print(f"to be fetched first: {gap}" if gap.checkpoint.url else f"must be supplied: {gap}")
-    first = f"{len(there.scans)} recordings to look through, then " if there.scans else ""
-    print(f"to do: {first}{runs} stage shards, {_shards(len(packs))} to pack")
+    first = f"{count(len(there.scans), 'recording')} to look through" if there.scans else ""
+    if not there.shards:
+        print(f"to do: {first}; their clips, and what the stages have to do, are known after that")
+        return refused
+    rest = f"{count(runs, 'stage shard')}, {count(len(packs), 'shard')} to pack"
+    print(f"to do: {first}, then {rest}" if first else f"to do: {rest}")
     for why, number in Counter(_why_packed(plan).values()).items():
-        print(f"  pack: {why}, {_shards(number)}")
+        print(f"  pack: {why}, {count(number, 'shard')}")
     _print_cost(cost)
     return refused
 
@@ -69,7 +76,7 @@ def _print_matrix(plan: Plan, shards: list[str]) -> None:
         running = sum(cell.run for cell in row.values())
         reasons = Counter(cell.why for cell in row.values() if cell.why)
         missing = states["missing"] + states["stored"]
-        why = "; ".join(f"{reason}, {_shards(count)}" for reason, count in reasons.most_common())
+        why = "; ".join(f"{reason}, {count(number, 'shard')}" for reason, number in reasons.most_common())
         print(f"  {stage:<12}{states['fresh']:>6}{states['stale']:>6}{missing:>8}{running:>6}  {why}".rstrip())
     if 1 < len(shards) <= WIDEST:
         print(f"  by shard, {shards[0]} to {shards[-1]} (. fresh, s stale, - missing, + computed, not committed):")
@@ -79,10 +86,6 @@ def _print_matrix(plan: Plan, shards: list[str]) -> None:
 
 def _why_packed(plan: Plan) -> dict[str, str]:
     return {shard: pack.why for shard, pack in plan.packs.items() if pack.run and pack.why}
-
-
-def _shards(count: int) -> str:
-    return "1 shard" if count == 1 else f"{count} shards"
 
 
 def _print_cost(cost: Estimate) -> None:

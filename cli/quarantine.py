@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import asdict
 
 from cli.options import printable
+from pipeline.words import count
 from shards.errors import UserError
 
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     groups = defaultdict(list)
     for row in rows:
         groups[row.reason, row.stage].append(row)
-    print(f"{len(rows)} clips in quarantine")
+    print(f"{count(len(rows), 'clip')} in quarantine")
     for (reason, stage), members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         again = ", retriable" if any(row.retriable for row in members) else ""
         example = printable(f"{members[0].key}: {members[0].message}")

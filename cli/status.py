@@ -7,6 +7,7 @@ import argparse
 import json
 
 from cli.options import size
+from pipeline.words import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,26 +24,29 @@ def run(args: argparse.Namespace) -> int:
         return 0
     cut = ", cut into segments" if found.segmented else ""
     print(f"{found.dataset}: profile {found.profile}, from {found.source}{cut}")
+    if found.networks:
+        print(f"  networks: {', '.join(f'{stage} {name}' for stage, name in found.networks.items())}")
     print(f"  {'split':<10}{'clips':>8}{'hours':>9}{'quarantine':>12}{'pending':>9}{'shards':>8}{'size':>11}")
     for split, row in found.splits.items():
         print(
             f"  {split:<10}{row.clips:>8}{row.hours:>9.3f}{row.quarantined:>12}{row.pending:>9}{row.shards:>8}"
             f"{size(row.bytes):>11}"
         )
-    print(f"  {found.columns} columns, {size(found.column_bytes)}")
+    print(f"  {count(found.columns, 'column')}, {size(found.column_bytes)}")
     shards = sum(row.shards for row in found.splits.values())
-    for field, count in found.raw.items():
-        print(f"  {field}: as npy in {count} of {shards} packed shards")
-    for stage, count in found.mixed.items():
-        print(f"  {stage}: shards made in {count} ways; `f2v plan` says which")
-    for stage, count in found.behind.items():
-        print(f"  {stage}: in {count} shards it follows from columns that were made anew since; `f2v build` redoes it")
+    for field, number in found.raw.items():
+        print(f"  {field}: as npy in {number} of {shards} packed shards")
+    for stage, number in found.mixed.items():
+        print(f"  {stage}: shards made in {number} ways; `f2v plan` says which")
+    for stage, number in found.behind.items():
+        some = count(number, "shard")
+        print(f"  {stage}: in {some} it follows from columns that were made anew since; `f2v build` redoes it")
     if found.quarantined:
         print("  in quarantine (`f2v quarantine` has the messages):")
-    for reason, count in found.quarantined.items():
-        print(f"  {count:>10}  {reason}")
+    for reason, number in found.quarantined.items():
+        print(f"  {number:>10}  {reason}")
     if found.left_out:
-        print(f"  of {found.recorded:.1f} s in {found.recordings} recordings, left out:")
+        print(f"  of {found.recorded:.1f} s in {count(found.recordings, 'recording')}, left out:")
     for reason, seconds in found.left_out.items():
         print(f"  {seconds:>10.1f}  s {reason}")
     return 0

@@ -9,10 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import add_config_options
+from cli.options import add_config_options, duration, printable
+from pipeline.words import count
 
 if TYPE_CHECKING:
+    from pipeline.fit_units import FitReport
     from pipeline.units import CodebookReport
+
+LISTED = 20
+"""Skipped files that are named."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     taken.add_argument("file", type=Path, help="e.g. km.bin, lj_speech.km")
     taken.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npy")
     for command in (fit, taken):
+        command.add_argument("--force", action="store_true", help="replace FILE.npy where it is there")
         command.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -54,12 +60,23 @@ def _fit(args: argparse.Namespace) -> int:
     named = (("profile", args.profile), ("run.weights", args.weights))
     overrides = [*args.set, *(f"{key}={value}" for key, value in named if value is not None)]
     config = load_config(BuildConfig, args.config, overrides)
-    report = fit_units(args.source, args.output, config.speech, config.run.weights, args.fraction, args.frames)
+    report = fit_units(
+        args.source, args.output, config.speech, config.run.weights, args.fraction, args.frames, args.force
+    )
     if args.json:
         print(json.dumps(asdict(report)))
     else:
-        print(_line(report), f"{args.output} (use it: {_use(args.output, report.clusters)})", sep="\n")
+        print(*_sound(report), _line(report), f"{args.output} (use it: {_use(args.output, report.clusters)})", sep="\n")
     return 0
+
+
+def _sound(report: FitReport) -> list[str]:
+    """What was taken and what was not."""
+    drawn = f"{count(report.drawn, 'file')} of {report.found} drawn"
+    lines = [f"{drawn}: {report.taken} taken ({duration(report.seconds)} of sound), {len(report.skipped)} skipped"]
+    lines += [printable(f"  {name}: {why}") for name, why in list(report.skipped.items())[:LISTED]]
+    more = len(report.skipped) - LISTED
+    return [*lines, f"  and {more} more (--json lists all)"] if more > 0 else lines
 
 
 def _line(report: CodebookReport) -> str:
@@ -77,7 +94,7 @@ def _import(args: argparse.Namespace) -> int:
     from pipeline.joblib_file import read_kmeans
     from pipeline.units import check_output, write_codebook
 
-    check_output(args.output)
+    check_output(args.output, args.force)
     centroids = read_kmeans(args.file)
     write_codebook(args.output, centroids)
     digest = hashlib.sha256(args.output.read_bytes()).hexdigest()

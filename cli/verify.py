@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from cli.options import printable, size
+from pipeline.words import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in (*verdict.notes, *verdict.problems):
             print(printable(line))
-        state = f"{len(verdict.problems)} problems" if verdict.problems else "all right"
-        print(f"{args.dataset}: {verdict.shards} shards, {verdict.clips} clips, {size(verdict.bytes)}: {state}")
+        state = f"{count(len(verdict.problems), 'problem')}" if verdict.problems else "all right"
+        held = f"{count(verdict.shards, 'shard')}, {count(verdict.clips, 'clip')}, {size(verdict.bytes)}"
+        print(f"{args.dataset}: {held}: {state}")
     return 1 if verdict.problems else 0

@@ -17,9 +17,10 @@ from pipeline.plan import Plan
 from pipeline.recipes import Recipes, missing_networks, plan_with, stage_recipes, supply
 from pipeline.recordings import Scan
 from pipeline.registry import STAGES
-from pipeline.selection import Selection
+from pipeline.selection import Selection, refuse_waiting
 from pipeline.stage import Reason
-from pipeline.survey import Survey, Wanted, survey
+from pipeline.survey import Survey, Wanted, cut_words, survey
+from pipeline.words import count
 from pipeline.work import Crew
 from shards.errors import UserError
 from shards.manifest import Codebook, Manifest, Recipe
@@ -85,6 +86,7 @@ def build(
     for _ in range(ROUNDS):
         there = survey(source, uri, wanted, known, scans)
         _refuse_losses(there, selection, drop_missing)
+        _refuse_waiting(there, selection)
         if there.scans:
             # Shards are not known yet; and what was found in recordings goes by the detector's digest.
             if supply(there, replace(selection, shards=None)).fetched:
@@ -92,7 +94,6 @@ def build(
             known = {**known, **known_digests(there.recordings)}
             scans |= _scan(there)
             continue
-        selection.pick_shards(list(there.shards))  # a wrong one is said before anything is done
         try:
             recipes = supply(there, selection, _again(there, selection)[0])
             return _build(commit_clips(there), recipes, selection, len(scans))
@@ -102,7 +103,12 @@ def build(
 
 
 def plan_build(there: Survey, selection: Selection) -> Plan:
-    """What `build` would do, as far as it can be known before centroids are fitted; nothing is fetched."""
+    """What `build` would do, as far as it can be known before centroids are fitted; nothing is fetched.
+
+    Raises:
+        UserError: every chosen stage lacks what it reads, or the settings cannot be used.
+    """
+    _refuse_waiting(there, selection)
     again, _ = _again(there, selection)
     recipes = stage_recipes(there)
     plan = plan_with(there, recipes, selection, again)
@@ -182,7 +188,7 @@ def _refuse_losses(there: Survey, selection: Selection, drop_missing: bool) -> N
             words.append(f"does not have, or cannot read, {_some(lost)}; name a source that has all clips")
         if there.recut:
             words.append(
-                f"its recordings are cut otherwise now, without {_some(there.recut)}; go back to the settings, or the "
+                f"its recordings are {cut_words(there)}, without {_some(there.recut)}; go back to the settings, or the "
                 "media, that they were cut by"
             )
         raise UserError(f"{there.source}: {', and '.join(words)}, or add --drop-missing to go on without them")
@@ -191,8 +197,16 @@ def _refuse_losses(there: Survey, selection: Selection, drop_missing: bool) -> N
     there.notes.append(f"taken out, as the source no longer has or cannot read them, or cuts otherwise: {some}")
 
 
+def _refuse_waiting(there: Survey, selection: Selection) -> None:
+    columns = there.manifest.columns if there.manifest else {}
+    # While recordings are to be looked through, shards are not known yet. A wrong one is said before anything is done.
+    picked = {shard for refs in columns.values() for shard in refs}
+    picked = picked if there.scans else selection.pick_shards(list(there.shards))
+    refuse_waiting(selection.stages(), [stage for stage, refs in columns.items() if picked & refs.keys()])
+
+
 def _some(keys: Sequence[str]) -> str:
-    return f"{len(keys)} clips of the dataset, e.g. {keys[0]}"
+    return f"{count(len(keys), 'clip')} of the dataset, e.g. {keys[0]}"
 
 
 def _again(there: Survey, selection: Selection) -> tuple[set[tuple[str, str]], list[str]]:
@@ -226,17 +240,16 @@ def _summary(
 ) -> Summary:
     notes = [*there.notes, *notes]
     for stage, reasons in plan.left().items():
-        for why, count in reasons.items():
-            notes.append(f"left as it is: {stage} of {count} shards ({why})")
+        for why, shards in reasons.items():
+            notes.append(f"left as it is: {stage} of {count(shards, 'shard')} ({why})")
     quarantined: Counter[str] = Counter()
     for pack in manifest.packs.values():
         quarantined.update(pack.refused)
     if quarantined and not any(pack.clips for pack in manifest.packs.values()):
         notes.append("no clip is usable: `f2v quarantine` says why")
     if quarantined[Reason.FAULT.value]:
-        notes.append(
-            f"{quarantined[Reason.FAULT.value]} clips failed for no fault of theirs; --requeue fault tries again"
-        )
+        faults = count(quarantined[Reason.FAULT.value], "clip")
+        notes.append(f"{faults} failed by a fault of machine or code; --requeue fault tries again")
     packs = manifest.packs
     return Summary(
         dataset=there.dataset.uri,

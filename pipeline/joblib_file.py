@@ -24,6 +24,7 @@ from shards.errors import UserError
 CENTRES = "cluster_centers_"
 """scikit-learn's attribute."""
 MAX_BYTES = 4 << 30
+_TEXT = bytes([*range(9, 14), *range(32, 127)])
 _NUMPY = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
 
 
@@ -121,10 +122,14 @@ def read_kmeans(path: Path) -> Floats:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if data[: len(np.lib.format.MAGIC_PREFIX)] == np.lib.format.MAGIC_PREFIX:
+        raise UserError(f"{path}: is npy already and needs no import; use it with --set speech.centroids={path}")
     try:
         data = _unpacked(data)
         found = _Reader(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle can fail in any way
+        if data and not data.strip(_TEXT):
+            raise UserError(f"{path}: is a text file; name the joblib file of a k-means (km.bin, *.km)") from None
         words = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no joblib file of a k-means, or damaged ({type(error).__name__}: {words})") from None
     centres = found.state.get(CENTRES) if isinstance(found, _Shell) else found

@@ -153,7 +153,13 @@ def make_plan(
             if missing:
                 cells[stage][shard] = Cell("missing", f"waits for {' and '.join(missing)}", None, False, ref)
             elif recipe is None or unknown:
-                why = "centroids are fitted first" if recipe is None else f"follows {' and '.join(unknown)}"
+                why = f"follows {' and '.join(unknown)}"
+                if recipe is None:
+                    words = []
+                    if like and ref and manifest:  # all but the centroids
+                        like = like.model_copy(update={"codebook": manifest.recipes[stage][ref.recipe].codebook})
+                        words = _reasons(_task(stage, shard, like, known, source, ref, anew), ref, manifest, anew)
+                    why = "; ".join([*words, "centroids are fitted first"])
                 cells[stage][shard] = _cell("stale" if ref else "missing", why, None, chosen, ref, saving)
             else:
                 task = _task(stage, shard, recipe, known, source, ref, anew)

@@ -37,6 +37,6 @@ def visual_fields(video: Path, profile: str, recipes: dict[str, dict[str, Any]])
         stage.setup()
         result = stage.attempt(Item(clip, {name: fields[name] for name in kind.reads}))
         if isinstance(result, Rejection):
-            raise UserError(f"{video}: {result.reason.value}: {result.message}")
+            raise UserError(f"{video}: {result.reason.value}: {result.message.removeprefix(f'{video}: ')}")
         fields.update(result)
     return fields

@@ -16,6 +16,7 @@ from pipeline.registry import make_stage
 from pipeline.segment import Detect, LeftOut, Rules, Segment, find_segments
 from pipeline.stage import Clip, Reason, Reject, Rejection
 from pipeline.stages.faces import Faces
+from pipeline.words import count
 from shards.config import Config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
@@ -143,7 +144,7 @@ def cut_recordings(
     waiting: list[Clip] = []
     scans: dict[str, tuple[SegmentTask, Clip]] = {}
     seconds = 0.0
-    whole = count = kept = 0
+    whole = made = kept = 0
     broken: list[str] = []
     for clip in recordings:
         task = tasks.get(clip.key)
@@ -160,20 +161,23 @@ def cut_recordings(
             continue
         clips += _clips(clip, scan)
         if scan:
-            count += len(scan.segments)
+            made += len(scan.segments)
             whole += scan.frames
             seconds += sum(segment.end - segment.start for segment in scan.segments)
             broken += [clip.key] if scan.segments and scan.refused else []
     clips.sort(key=lambda clip: clip.key)
     looked = len(recordings) - len(waiting) - kept
-    notes = [f"{count} segments in {looked} recordings, {seconds:.1f} of {whole / VIDEO_RATE:.1f} s"] if looked else []
+    found = f"{count(made, 'segment')} in {count(looked, 'recording')}, {seconds:.1f} of {whole / VIDEO_RATE:.1f} s"
+    notes = [found] if looked else []
     if broken:
-        some = f"{len(broken)} recordings break off, e.g. {broken[0]}"
-        notes.append(f"{some}; their segments before that are used")
+        some = f"{count(len(broken), 'recording')} with a picture that breaks off, e.g. {broken[0]}"
+        notes.append(f"{some}; the segments before that are used")
     if kept:
-        notes.append(f"{kept} recordings could not be looked through; their clips stay, and the next build tries again")
+        some = f"{count(kept, 'recording')} could not be looked through"
+        notes.append(f"{some}; clips made of it before stay, and the next build tries again")
     if waiting:
-        notes.append(f"{len(waiting)} recordings are looked through first; what their clips take is not known yet")
+        some = f"{count(len(waiting), 'recording')} to be looked through first"
+        notes.append(f"{some}; which clips that gives, and what these take, is not known yet")
     return Cut(clips, scans, notes, waiting)
 
 

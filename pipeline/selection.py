@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.registry import STAGES, upstream, writers
@@ -75,6 +75,35 @@ class Selection:
                 raise UserError(f"shards {self.shards!r}: {part!r} picks none of {_range(names)}")
             picked |= found
         return picked
+
+
+def refuse_waiting(chosen: Collection[str], built: Iterable[str]) -> None:
+    """See that at least one of the stages that were chosen can run.
+
+    Args:
+        built: stages that have columns.
+
+    Raises:
+        UserError: none can, as all wait for columns of stages that were not chosen.
+    """
+    made = writers(STAGES)
+    able = set(built) - set(chosen)
+    waits: dict[str, list[str]] = {}
+    lacking: set[str] = set()
+    for kind in STAGES:
+        missing = [name for name in upstream(kind, made) if name not in able]
+        if kind.name in chosen and not missing:
+            able.add(kind.name)
+        elif kind.name in chosen:
+            waits[kind.name] = missing
+    if len(waits) < len(chosen):
+        return
+    for kind in reversed(STAGES):
+        if kind.name in waits or kind.name in lacking:
+            lacking |= set(upstream(kind, made)) - able
+    words = "; ".join(f"{stage} needs {' and '.join(names)}" for stage, names in waits.items())
+    more = " ".join(f"--only {kind.name}" for kind in STAGES if kind.name in lacking | waits.keys())
+    raise UserError(f"{words}: not built here yet; build that too ({more}), or leave out --only and --from")
 
 
 def followers(stage: str) -> set[str]:

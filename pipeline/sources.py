@@ -79,6 +79,8 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     """
     tree = Tree(uri)
     layout = tree.layout() if config.layout == "auto" else config.layout
+    if tree.is_file and PurePosixPath(uri).suffix.lower() in MEDIA:
+        raise UserError(f"source {uri}: is one video; name the folder that holds it, or a table with the column uri")
     if (layout == "table") != tree.is_file:
         raise UserError(f"source {uri}: layout {layout} needs a {'file' if layout == 'table' else 'folder'}")
     notes: list[str] = []

@@ -32,6 +32,7 @@ class Status:
 
     Attributes:
         quarantined: reason code -> clips.
+        networks: stage -> the network that its current columns were made with; several, where they differ.
         segmented: whether the source's recordings are cut into clips; if so, `recordings` and `recorded` are how many
             there are and their seconds, and `left_out` says of how many seconds no clip was made, by reason.
         columns, column_bytes: current columns.
@@ -43,6 +44,7 @@ class Status:
     dataset: str
     profile: str
     source: str
+    networks: dict[str, str]
     segmented: bool
     recordings: int
     recorded: float
@@ -84,6 +86,7 @@ def status(uri: str) -> Status:
         dataset=uri,
         profile=manifest.profile,
         source=manifest.source,
+        networks=_networks(manifest),
         segmented=segmented,
         recordings=len(scans),
         recorded=sum(scan.frames for scan in scans) / VIDEO_RATE,
@@ -96,6 +99,16 @@ def status(uri: str) -> Status:
         behind=dict(Counter(stage for pack in manifest.packs.values() for stage in pack.behind)),
         mixed={stage: len(recipes) for stage, recipes in manifest.recipes.items() if len(recipes) > 1},
     )
+
+
+def _networks(manifest: Manifest) -> dict[str, str]:
+    found = {}
+    for stage, refs in manifest.columns.items():
+        made = [manifest.recipes[stage][key].settings for key in sorted({ref.recipe for ref in refs.values()})]
+        names = {str(settings.get("network") or settings.get("encoder") or "") for settings in made} - {""}
+        if names:
+            found[stage] = " and ".join(sorted(names))
+    return found
 
 
 def _splits(manifest: Manifest) -> dict[str, SplitStatus]:

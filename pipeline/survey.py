@@ -14,6 +14,7 @@ from pipeline.digests import Known, known_digests
 from pipeline.recordings import Cut, Scan, SegmentTask, cut_recordings, recording_of
 from pipeline.sources import list_clips
 from pipeline.stage import Clip
+from pipeline.words import count
 from shards.config import load_config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
@@ -74,6 +75,18 @@ class Survey:
     notes: list[str] = field(default_factory=list)
 
 
+def _was_cut(manifest: Manifest | None) -> bool:
+    return bool(manifest and manifest.config.get("segment", {}).get("enabled"))
+
+
+def cut_words(there: Survey) -> str:
+    """How recordings are cut, against how they were when the dataset was built."""
+    before = _was_cut(there.manifest)
+    if before == there.config.segment.enabled:
+        return "cut otherwise now"
+    return "not cut any more, but were (--segment)" if before else "cut now (--segment), but were not"
+
+
 def survey(
     source: str | None,
     uri: str,
@@ -94,16 +107,20 @@ def survey(
     """
     dataset = Dataset(uri)
     if not is_remote(uri) and local_path(uri).exists() and not local_path(uri).is_dir():
-        raise UserError(f"{uri}: is a file; name a folder for the dataset")
+        raise UserError(f"{uri}: is a file; name a folder for the dataset: f2v build SOURCE DATASET")
     manifest, version = dataset.current()
     config = find_given(dataset, manifest, wanted.config(manifest) if isinstance(wanted, Wanted) else wanted)
     sizes = {found.name: found.size for found in dataset.store.list()}
     if manifest is None:
         foreign = sorted(name for name in sizes if not OWN.fullmatch(name))
         if foreign:
-            raise UserError(f"{uri}: holds other files ({foreign[0]} ...); name a new or empty folder")
+            own = f" for the dataset: f2v build {uri} DATASET" if source is None else ""
+            raise UserError(f"{uri}: holds other files ({foreign[0]} ...); name a new or empty folder{own}")
     elif manifest.profile != config.profile:
-        raise UserError(f"{uri}: built with profile {manifest.profile}, not {config.profile}; use a new folder")
+        raise UserError(
+            f"{uri}: built with profile {manifest.profile}, not {config.profile}, and a dataset has one; use a new "
+            f"folder, or profile {manifest.profile}"
+        )
     if source is None:
         if manifest is None:
             raise UserError(f"{uri}: no dataset here ({MANIFEST} is missing); name a source: f2v build SOURCE {uri}")
@@ -134,13 +151,17 @@ def survey(
     where = source.rstrip("/") if is_remote(source) else str(local_path(source).absolute())
     notes = [f"source layout: {found.layout}", *found.notes, *cut.notes]
     if unsure:
+        some = f"{count(len(unsure), 'clip')} of the dataset, e.g. {unsure[0]}"
+        why = "looked through anew (other settings or other media)"
+        if not _was_cut(manifest):
+            why = "cut into segments for the first time (--segment)"
         notes.append(
-            f"{len(unsure)} clips of the dataset, e.g. {unsure[0]}, are from recordings that are looked through anew "
-            "(other settings or other media); those whose keys do not come back will count as gone (--drop-missing)"
+            f"{some}, from recordings that are {why}; those whose keys do not come back will count as gone "
+            "(--drop-missing)"
         )
     unreadable = [clip.uri for clip in found.clips if not clip.digest]
     if unreadable:
-        notes.append(f"media of {len(unreadable)} clips cannot be read, e.g. {unreadable[0]}")
+        notes.append(f"media of {count(len(unreadable), 'clip')} cannot be read, e.g. {unreadable[0]}")
     if manifest and manifest.config["pack"]["shard_clips"] != config.pack.shard_clips:
         notes.append("pack.shard_clips counts for new shards; clips stay in the shard that they are in")
     return Survey(

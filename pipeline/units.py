@@ -151,19 +151,16 @@ def save_codebook(stream: IO[bytes], centroids: Floats) -> None:
     np.save(stream, np.ascontiguousarray(centroids, np.float32), allow_pickle=False)
 
 
-def check_output(path: Path) -> None:
-    """Raises UserError: centroids cannot be written under this name."""
+def check_output(path: Path, force: bool = False) -> None:
+    """Raises UserError: centroids cannot be written under this name, or a file is there and not to be replaced."""
     if path.suffix != ".npy" or path.is_dir():
         raise UserError(f"{path}: name a file that ends in .npy")
+    if path.exists() and not force:
+        raise UserError(f"{path}: is there already; name another file, or add --force to replace it")
 
 
 def write_codebook(path: Path, centroids: Floats) -> None:
-    """Write centroids to a file, npy, float32 [K, D]; the file is whole or not there.
-
-    Raises:
-        UserError: see `check_output`.
-    """
-    check_output(path)
+    """Write centroids to a file, npy, float32 [K, D]; the file is whole or not there."""
     buffer = BytesIO()
     save_codebook(buffer, centroids)
     open_store(str(path.absolute().parent)).write(path.name, buffer.getvalue())

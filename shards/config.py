@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from shards.errors import UserError
 
@@ -83,5 +84,32 @@ def _describe(error: ValidationError, where: str) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key!r}")
         else:
-            lines.append(f"{key or 'value'}: {item['msg']} (got {item['input']!r})")
+            lines.append(f"{key or 'value'}: {_plain(item)} (got {item['input']!r})")
     return f"config ({where}): " + "; ".join(lines)
+
+
+_KINDS = {
+    "int": "expected a whole number",
+    "float": "expected a number",
+    "finite": "expected a finite number",
+    "bool": "expected true or false",
+    "string": "expected text",
+    "path": "expected a path",
+    "tuple": "expected a list",
+    "list": "expected a list",
+    "model": "expected keys of its own, as in `section: {key: value}`",
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _plain(item: ErrorDetails) -> str:
+    """What is wrong with a value, in the words of these settings."""
+    limits = item.get("ctx", {})
+    if item["type"] == "literal_error":
+        return f"choose from {str(limits['expected']).replace(chr(39), '').replace(' or ', ', ')}"
+    if item["type"] == "value_error":
+        return str(limits["error"])
+    bounds = [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
+    if bounds:
+        return f"must be {' and '.join(bounds)}"
+    return _KINDS.get(item["type"].partition("_")[0], item["msg"])

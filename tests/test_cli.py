@@ -30,6 +30,16 @@ def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["build", "none", "ds"], "source none: no such file or folder"),
         (["build", ".", "ds", "--set", "pitch.fmaxx=1"], "unknown key 'pitch.fmaxx'"),
+        (["build", ".", "ds", "--set", "speech.layer=9"], "speech.layer 9: whisper_tiny has 4 layers"),
+        (["build", ".", "ds", "--set", "pack.shard_clips=0"], "pack.shard_clips: must be at least 1 (got 0)"),
+        (
+            ["plan", "videos"],
+            "holds other files (a.mp4 ...); name a new or empty folder for the dataset: f2v build videos",
+        ),
+        (["build", "videos/a.mp4"], "is a file; name a folder for the dataset: f2v build SOURCE DATASET"),
+        (["build", "videos/a.mp4", "ds"], "is one video; name the folder that holds it"),
+        (["build", "videos", "--only", "pitch", "ds"], "pitch needs audio: not built here yet"),
+        (["plan", "videos", "--from", "energy", "ds"], "(--only audio --only mel --only energy)"),
         (["build", ".", "ds", "--config", "none.yaml"], "none.yaml: cannot be read"),
         (["build", "empty", "ds"], "no clips found"),
         (["build", "s3://bucket/videos", "ds"], "s3://"),
@@ -47,10 +57,12 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert len(error.splitlines()) == 1
+    assert len([line for line in error.splitlines() if not line.startswith("read source")]) == 1
     assert not (tmp_path / "ds").exists()
 
 

@@ -35,6 +35,21 @@ def test_mistakes_name_the_key(override: str, part: str) -> None:
         load_config(BuildConfig, None, [override])
 
 
+def test_what_is_wrong_is_said_in_plain_words() -> None:
+    said = {}
+    for override in ("pitch.fmax=high", "speech.layer=1.5", "segment.enabled=maybe", "mel.filterbank=bark", "pitch=5"):
+        with pytest.raises(UserError) as caught:
+            load_config(BuildConfig, None, [override])
+        said[override] = str(caught.value).removeprefix("config (command line): ")
+    assert said == {
+        "pitch.fmax=high": "pitch.fmax: expected a number (got 'high')",
+        "speech.layer=1.5": "speech.layer: expected a whole number (got 1.5)",
+        "segment.enabled=maybe": "segment.enabled: expected true or false (got 'maybe')",
+        "mel.filterbank=bark": "mel.filterbank: choose from htk, slaney (got 'bark')",
+        "pitch=5": "pitch: expected keys of its own, as in `section: {key: value}` (got 5)",
+    }
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "pitch: 5\n", "\x00"])
 def test_broken_files_are_one_clear_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "build.yaml"

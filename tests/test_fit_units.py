@@ -30,13 +30,18 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tone = 0.2 * np.sin(2 * np.pi * (100 + 80 * number) * seconds * (1 + 0.1 * np.sin(3 * seconds)))
         soundfile.write(folder / "wavs" / f"LJ001-000{number}.wav", tone + 0.01 * random.normal(size=len(tone)), 22050)
     (folder / "wavs" / "broken.wav").write_bytes(b"RIFF nothing")
+    soundfile.write(folder / "wavs" / "still.wav", np.zeros(22050), 22050)
     soundfile.write(folder / "other.wav", np.zeros(16000), 16000)
     return folder
 
 
 def test_the_layout_of_lj_speech_and_any_folder(speech: Path) -> None:
-    assert [path.name for path in list_audio(speech)] == [*(f"LJ001-000{n}.wav" for n in range(4)), "broken.wav"]
-    assert len(list_audio(speech / "wavs")) == 5
+    assert [path.name for path in list_audio(speech)] == [
+        *(f"LJ001-000{n}.wav" for n in range(4)),
+        "broken.wav",
+        "still.wav",
+    ]
+    assert len(list_audio(speech / "wavs")) == 6
     with pytest.raises(UserError, match="no audio file"):
         list_audio(Path(__file__).parent)
     with pytest.raises(UserError, match="no such folder"):
@@ -97,19 +102,25 @@ def test_fit_writes_centroids_that_a_build_takes(
     target = tmp_path / "units.npy"
     command = ["units", "fit", str(speech), "-o", str(target), "--fraction", "1", "--set", "speech.clusters=12"]
     assert main([*command, "--json"]) == 0
-    out, err = capsys.readouterr()
-    report = json.loads(out)
+    report = json.loads(capsys.readouterr().out)
     assert load_codebook(target).shape == (12, 384)
     assert report["clusters"] == 12
     assert report["frames"] == 4 * 150
     assert 0 < report["inertia"] < report["variance"]
-    assert "1 recordings could not be read" in err
-    assert "broken.wav" in err
+    assert (report["found"], report["taken"], report["seconds"]) == (6, 4, 12.0)
+    assert list(report["skipped"]) == ["wavs/broken.wav", "wavs/still.wav"]
     first = target.read_bytes()
-    assert main(command) == 0
+    target.write_bytes(b"dear")
+    assert main(command) == 2
+    assert f"{target}: is there already" in capsys.readouterr().err
+    assert target.read_bytes() == b"dear"
+    assert main([*command, "--force"]) == 0
     assert target.read_bytes() == first
     out = capsys.readouterr().out
     assert "12 clusters on 600 frames" in out
+    assert "6 files of 6 drawn: 4 taken (12.0 s of sound), 2 skipped" in out
+    assert "wavs/broken.wav: unreadable (" in out
+    assert "wavs/still.wav: silent" in out
     assert f"--set speech.centroids={target} --set speech.clusters=12" in out
 
 
@@ -130,6 +141,12 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "u.npy").exists()
 
 
+def test_a_folder_without_speech_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "still.wav", np.zeros(16000), 16000)
+    assert main(["units", "fit", str(tmp_path), "-o", str(tmp_path / "u.npy")]) == 2
+    assert "no usable sound in 1 file, e.g. still.wav: silent" in capsys.readouterr().err
+
+
 def test_import_says_that_it_unpickles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     kmeans = MiniBatchKMeans(6, n_init=1, random_state=0).fit(features)
@@ -141,6 +158,14 @@ def test_import_says_that_it_unpickles(tmp_path: Path, capsys: pytest.CaptureFix
     np.testing.assert_array_equal(load_codebook(tmp_path / "u.npy"), kmeans.cluster_centers_)
     assert main(["units", "import", str(tmp_path / "absent"), "-o", str(tmp_path / "u.npy")]) == 2
     (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "notes.txt").write_text("units: 100\n")
+    for name, words in (("u.npy", "needs no import"), ("notes.txt", "is a text file"), ("km.bin", "--force")):
+        capsys.readouterr()
+        output = "u.npy" if name == "km.bin" else "v.npy"
+        assert main(["units", "import", str(tmp_path / name), "-o", str(tmp_path / output)]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert len(said.splitlines()) == 1
     for output in ("u.bin", "folder.npy"):
         capsys.readouterr()
         assert main(["units", "import", str(tmp_path / "km.bin"), "-o", str(tmp_path / output)]) == 2

@@ -282,6 +282,12 @@ def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for file in (cached / "pytorch_model.bin", cached / "model.safetensors", own / "pytorch_model.bin"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
+        with pytest.raises(UserError, match=rf"{file.name}: no file of tensors: it is empty"):
+            find_hubert(tmp_path)
+        file.write_bytes(b"PK\x03\x04 and then the fetch broke off")
+        with pytest.raises(UserError, match="cut short"):
+            find_hubert(tmp_path)
+        file.write_bytes(b"\x80 a pickle, or so it seems")
         assert find_hubert(tmp_path) == file
 
 

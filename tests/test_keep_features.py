@@ -97,7 +97,9 @@ def test_another_codebook_needs_no_encoder_and_gives_the_same_bytes(
     assert {shard: cell.reuse for shard, cell in planned.items()} == {
         shard: ref.fingerprint for shard, ref in refs.items()
     }
-    assert {cell.why for cell in planned.values()} == {"centroids are fitted first; kept features are reused"}
+    assert {cell.why for cell in planned.values()} == {
+        "clusters 20 -> 24; seed 1369 -> 3; centroids are fitted first; kept features are reused"
+    }
     cost = estimate(plan_build(there, SOUND), there.shards, there.manifest, there.config)
     assert cost.work.get("speech", 0) == 0
     assert "codebook" not in cost.work
@@ -171,7 +173,7 @@ def test_without_kept_features_the_plan_says_what_a_codebook_costs(corpus: Path,
     uri = str(tmp_path / "plain")
     build(str(corpus), uri, config(keep_features=False), SOUND)
     there, planned = cells(uri, config(keep_features=False, clusters=24))
-    words = "centroids are fitted first; its network runs again, no features were kept"
+    words = "clusters 20 -> 24; centroids are fitted first; its network runs again, no features were kept"
     assert {cell.why for cell in planned.values()} == {words}
     cost = estimate(plan_build(there, SOUND), there.shards, there.manifest, there.config)
     took = sum(ref.seconds for ref in speech_refs(Dataset(uri)).values())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.fingerprint import recipe_key
 from pipeline.plan import Plan, make_plan
 from pipeline.registry import STAGES
-from pipeline.selection import Selection
+from pipeline.selection import Selection, refuse_waiting
 from pipeline.stage import Clip
 from shards.errors import UserError
 from shards.manifest import ColumnRef, Manifest, ObjectRef, PackRef, Recipe, column_record, column_tar, pack_record
@@ -175,6 +175,24 @@ def test_narrowing() -> None:
     world.media["train-000009"] = 0
     assert world.run(Selection(only=("mel",))) == set()
     assert world.plan(Selection(only=("mel",))).cells["mel"]["train-000009"].why == "waits for audio"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "built", "words"),
+    [
+        ({"pitch"}, {}, r"pitch needs audio: .*\(--only audio --only pitch\)"),
+        ({"lips", "mel"}, {"faces"}, r"lips needs landmarks; mel needs audio: .*\(--only landmarks .*audio"),
+        ({"energy"}, {"audio"}, r"\(--only mel --only energy\)"),
+        ({"pitch", "audio"}, {}, None),
+        ({"lips", "pitch"}, {"audio"}, None),
+        ({"lips", "landmarks"}, {"faces"}, None),
+    ],
+)
+def test_stages_of_which_none_can_run_are_refused(chosen: set[str], built: set[str], words: str | None) -> None:
+    if words is None:
+        return refuse_waiting(chosen, built)
+    with pytest.raises(UserError, match=words):
+        refuse_waiting(chosen, built)
 
 
 @pytest.mark.parametrize("text", ["x", "7-", "3:1", "train:99", "5-3", ""])

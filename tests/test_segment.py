@@ -289,13 +289,16 @@ def test_a_plan_says_what_comes_first(
     assert main(["plan", str(recordings), str(tmp_path / "new"), "--segment"]) == 0
     out = capsys.readouterr().out
     assert "4 recordings to look through" in out
+    assert "fresh" not in out  # no table of nothing
     assert main(["plan", cut[0].uri, "--set", "segment.min_seconds=2", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["scan"], tree["gone"], len(tree["unsure"])) == (4, [], 6)
     assert main(["plan", cut[0].uri, "--set", "segment.min_seconds=2"]) == 0
-    assert "6 clips of the dataset, e.g. anna/talk+000, are from recordings that are looked through anew" in (
+    assert "6 clips of the dataset, e.g. anna/talk+000, from recordings that are looked through anew" in (
         capsys.readouterr().out
     )
+    assert main(["plan", cut[0].uri, "--set", "segment.enabled=false"]) == 1
+    assert "their recordings are not cut any more, but were (--segment)" in capsys.readouterr().out
 
 
 def test_other_settings_other_clips_and_none_is_dropped_unasked(
@@ -365,7 +368,7 @@ def test_a_fault_leaves_a_recording_as_it_was(tmp_path: Path) -> None:
         ("a+000", 0, 0.8, None),
         ("a+001", 1, 1.8, None),
     ]
-    assert any("1 recordings could not be looked through" in note for note in kept.notes)
+    assert any("1 recording could not be looked through" in note for note in kept.notes)
     # Cuts of other media say nothing, and without any it is the recording that failed.
     for known in ([], [replace(row, digest="e" * 64) for row in rows]):
         (whole,) = clips(clip, known).clips

@@ -19,6 +19,8 @@ Encoder = Literal["whisper_tiny", "hubert_large"]
 Floats = NDArray[np.float32]
 WIDTHS: dict[Encoder, int] = {"whisper_tiny": 384, "hubert_large": 1024}
 """Channels of the features, known before a network is loaded."""
+LAYERS: dict[Encoder, int] = {"whisper_tiny": 4, "hubert_large": 24}
+"""Transformer layers, known before a network is loaded."""
 
 
 class SpeechEncoder(Protocol):
@@ -78,7 +80,7 @@ def make_encoder(
     else:
         encoder = _hubert().load_hubert(path, device, precision)
     if layer > encoder.layers:
-        raise UserError(f"speech.layer {layer}: {name} has {encoder.layers}")
+        raise UserError(f"speech.layer {layer}: {name} has {encoder.layers} layers")
     return encoder
 
 

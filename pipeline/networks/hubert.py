@@ -21,7 +21,7 @@ from transformers import HubertConfig, HubertModel
 
 from pipeline.batches import WASTE
 from pipeline.networks.device import Precision, compute_type
-from pipeline.networks.weights import FOLDER, Checkpoint, find_checkpoint, load_strict, load_tensors
+from pipeline.networks.weights import FOLDER, Checkpoint, checked, find_checkpoint, load_strict, load_tensors
 from shards.schema import HOP
 from shards.storage import user_cache
 
@@ -140,7 +140,7 @@ def find_hubert(folder: Path | None) -> Path:
     """The checkpoint's file, as safetensors or as published; see `find_checkpoint`."""
     for place in (folder, user_cache() / FOLDER):
         if place is not None and (place / SAFE).is_file():
-            return place / SAFE
+            return checked(CHECKPOINT, place / SAFE)
         if place is not None and (place / CHECKPOINT.file).is_file():
             break
     return find_checkpoint(CHECKPOINT, folder)

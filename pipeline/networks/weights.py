@@ -28,6 +28,7 @@ FOLDER = "weights"
 CHUNK = 1 << 20
 HEAD = 16
 """Bytes that say what kind of file it is."""
+ZIP = b"PK\x03\x04"
 MAX_UNPACKED = 8 << 30
 """Bytes that a checkpoint inside a zip file may unpack to."""
 
@@ -87,7 +88,7 @@ def find_checkpoint(checkpoint: Checkpoint, folder: Path | None) -> Path:
         raise UserError(f"{folder}: no such folder, for {checkpoint.what}; name the checkpoints' folder with --weights")
     for path in _paths(checkpoint, folder):
         if path.is_file():
-            return _checked(checkpoint, path)
+            return checked(checkpoint, path)
     missing = MissingCheckpoint(checkpoint, folder)
     if not (_fetching.get() and checkpoint.url):
         raise missing
@@ -103,7 +104,14 @@ def fetch_all(missing: Sequence[MissingCheckpoint]) -> list[Path]:
     unique = {gap.checkpoint.file: gap for gap in missing}
     gaps = list(unique.values())
     if not all(gap.checkpoint.url for gap in gaps):
-        raise UserError("; ".join(str(gap) for gap in sorted(gaps, key=lambda gap: bool(gap.checkpoint.url))))
+        if len(gaps) == 1:
+            raise gaps[0]
+        lines = _lines(sorted(gaps, key=lambda gap: bool(gap.checkpoint.url)))
+        folder = gaps[0].folder or user_cache() / FOLDER
+        advice = (
+            f"supply what has no address in {folder} (--weights or F2V_WEIGHTS name another); the rest is fetched then"
+        )
+        raise UserError("\n".join([f"{len(gaps)} checkpoints are missing", *lines, advice]))
     found = []
     for number, gap in enumerate(gaps):
         checkpoint = gap.checkpoint
@@ -112,14 +120,21 @@ def fetch_all(missing: Sequence[MissingCheckpoint]) -> list[Path]:
             _fetch(checkpoint, path)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            others = "".join(f"; {other}" for other in gaps[number + 1 :])
-            raise UserError(
+            wrong = (
                 f"{checkpoint.what}: no file {places(checkpoint, gap.folder)}, and {checkpoint.url} cannot be fetched "
-                f"({reason}); fetch it on another machine, put it there, or name its folder with --weights or "
-                f"F2V_WEIGHTS{others}"
-            ) from None
+            )
+            others = _lines(gaps[number + 1 :])
+            advice = "fetch it on another machine, put it there, or name its folder with --weights or F2V_WEIGHTS"
+            said = "\n".join([f"{wrong}({reason})", *others, advice]) if others else f"{wrong}({reason}); {advice}"
+            raise UserError(said) from None
         found.append(path)
     return found
+
+
+def _lines(gaps: Sequence[MissingCheckpoint]) -> list[str]:
+    """A line for each file."""
+    files = [gap.checkpoint for gap in gaps]
+    return [f"  {one.file}, {one.what}: {one.hint or f'published as {one.url}'}" for one in files]
 
 
 def places(checkpoint: Checkpoint, folder: Path | None) -> str:
@@ -132,7 +147,13 @@ def _paths(checkpoint: Checkpoint, folder: Path | None) -> list[Path]:
     return [folder / checkpoint.file, cached] if folder else [cached]
 
 
-def _checked(checkpoint: Checkpoint, path: Path) -> Path:
+def checked(checkpoint: Checkpoint, path: Path) -> Path:
+    """The path of a checkpoint's file, looked at as far as that is cheap: its digest where one is published, else its
+    beginning, and its end where it is a zip file.
+
+    Raises:
+        UserError: it is another file, or damaged.
+    """
     if checkpoint.sha256:
         found = _digest(path, path.stat().st_mtime_ns)
         if not found.startswith(checkpoint.sha256):
@@ -140,6 +161,16 @@ def _checked(checkpoint: Checkpoint, path: Path) -> Path:
                 f"{checkpoint.what} {path}: sha256 {found}, published is {checkpoint.sha256}; delete it and fetch "
                 f"{checkpoint.url or 'it'} again"
             )
+        return path
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(HEAD)
+            whole = head[:4] != ZIP or zipfile.is_zipfile(stream)
+    except OSError as error:
+        raise UserError(f"{checkpoint.what} {path}: cannot be read ({error.strerror or error})") from None
+    if not (_is_tensors(head) and whole):
+        wrong = f"no file of tensors: {_beginning(head)}" if whole else "it is cut short"
+        raise UserError(f"{checkpoint.what} {path}: {wrong}; delete it and fetch {checkpoint.url or 'it'} again")
     return path
 
 
@@ -182,7 +213,7 @@ def _fetch(checkpoint: Checkpoint, path: Path) -> None:
 
 def _is_tensors(head: bytes) -> bool:
     """Whether a file may be a zip, a pickle or safetensors, by its first bytes."""
-    return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[8:9] == b"{"
+    return head[:4] == ZIP or head[:1] == b"\x80" or head[8:9] == b"{"
 
 
 def _beginning(head: bytes) -> str:

@@ -254,7 +254,7 @@ class Faces(Stage[FacesConfig]):
                 Reason.FACE_LOST,
                 f"{clip.uri}: the face is there in {len(track.boxes)} of {len(seen.looked)} frames looked at, away for "
                 f"{track.longest_gap(seen.total)} in a row (allowed {self.config.max_gap}){shots}; cut the clip to the "
-                "part with one face",
+                "part with one face, or build with --segment, which cuts where shots change and faces come and go",
             )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.batches import in_batches
 from pipeline.networks.device import Precision
-from pipeline.networks.encoders import Encoder, SpeechEncoder, encoder_files, make_encoder
+from pipeline.networks.encoders import LAYERS, Encoder, SpeechEncoder, encoder_files, make_encoder
 from pipeline.stage import Fields, Item, Rejection, Stage
 from shards.config import Config
 from shards.errors import UserError
@@ -46,6 +46,12 @@ class SpeechConfig(Config):
     fit_frames: int = Field(100_000, ge=1)
     seed: int = Field(1369, ge=0, lt=2**32)
     keep_features: bool = False
+
+    @model_validator(mode="after")
+    def _has_the_layer(self) -> SpeechConfig:
+        if self.layer > LAYERS[self.encoder]:
+            raise UserError(f"speech.layer {self.layer}: {self.encoder} has {LAYERS[self.encoder]} layers")
+        return self
 
 
 FITTED = ("clusters", "fit_frames", "seed")
