@@ -66,38 +66,54 @@ def augmented(lips: Tensor, how: dict[str, Tensor], device: torch.device) -> Ten
     return out
 
 
-def on_device(hosts: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
-    """Batches on `device`. On a GPU one is copied and augmented while the network works on the one before."""
+def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, slot_bytes: int) -> Iterator[Batch]:
+    """Batches on `device`. On a GPU one is copied and augmented while the network works on the one before.
+
+    Args:
+        hosts: batches whose `lips` begin the piece of memory that they lie in.
+        slot_bytes: of such a piece.
+    """
     if device.type != "cuda":
         yield from (network_batch(host, device) for host in hosts)
         return
     side = torch.cuda.Stream(device)
+    locked: set[int] = set()
 
-    def load() -> tuple[Batch, dict[str, Any], torch.cuda.Event]:
-        host = next(hosts)
-        for tensor in host.values():
-            if isinstance(tensor, Tensor):
-                _pin(tensor)
+    def load() -> tuple[Batch, dict[str, Any], torch.cuda.Event] | None:
+        host = next(hosts, None)
+        if host is None:
+            return None
+        _page_lock(host["lips"].data_ptr(), slot_bytes, locked)
         with torch.cuda.stream(side):
             batch = network_batch(host, device)
             done = torch.cuda.Event()
             done.record(side)
         return batch, host, done
 
-    following = load()
-    while True:
-        batch, host, done = following
-        current = torch.cuda.current_stream(device)
-        current.wait_event(done)
-        for value in batch.values():
-            if isinstance(value, Tensor):
-                value.record_stream(current)
+    try:
         following = load()
-        yield batch
-        # The host's memory may be filled anew only after it was copied.
-        done.synchronize()
-        del host
+        while following is not None:
+            batch, host, done = following
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    value.record_stream(current)
+            following = load()
+            # The host's memory may be filled anew only after it was copied.
+            done.synchronize()
+            del host
+            yield batch
+    finally:
+        torch.cuda.synchronize(device)
+        for start in locked:
+            torch.cuda.cudart().cudaHostUnregister(start)
 
 
-def _pin(tensor: Tensor) -> None:
-    """Page-lock the memory of a batch the first time that it comes by, so that copies do not hold up the host."""
+def _page_lock(start: int, size: int, locked: set[int]) -> None:
+    """Page-lock memory the first time that it comes by, so that copies from it do not hold up the host.
+
+    Where the system refuses (a limit on locked memory), copies are merely slower.
+    """
+    if start not in locked and int(torch.cuda.cudart().cudaHostRegister(start, size, 0)) == 0:
+        locked.add(start)

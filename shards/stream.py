@@ -21,18 +21,14 @@ import torch
 from shards.clip_table import ClipTable, Snapshot, check_alike, load_clips
 from shards.device import Batch, on_device
 from shards.errors import UserError
-from shards.fetch import CorruptShard, ShardRef, ShardSource
-from shards.fill import Sample
+from shards.fetch import ShardRef
 from shards.layout import layout
 from shards.order import Mixture, Numbers, Order
-from shards.storage import user_cache
 from shards.stream_config import StreamConfig
+from shards.supply import Clip, Supply
 from shards.workers import Batches, Task
 
 __all__ = ["StreamConfig", "TrainingStream"]
-
-Clip = tuple[int, int, int]
-"""Dataset, clip in its table, epoch of that dataset."""
 
 
 class TrainingStream:
@@ -49,7 +45,6 @@ class TrainingStream:
 
     Attributes:
         tables: clips of each dataset.
-        skipped: what was left out as damaged, a line each.
         waited_s: seconds that `host_batches` waited for a batch.
 
     Raises:
@@ -86,11 +81,9 @@ class TrainingStream:
             for number, table in enumerate(self.tables)
         ]
         self.clips = sum(order.clips for order in self._orders)
-        self.skipped: list[str] = []
         self.waited_s = 0.0
-        self._bad: set[tuple[int, int]] = set()
         self._rolling: tuple[int, str] = (-1, "")
-        self._source = ShardSource(config.cache or user_cache() / "shards", config.cache_bytes, config.verify)
+        self._supply = Supply(config, self.tables)
         self._batches: Batches | None = None
 
     def __enter__(self) -> TrainingStream:
@@ -106,12 +99,17 @@ class TrainingStream:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-        self._source.close()
+        self._supply.source.close()
 
     @property
     def snapshots(self) -> list[Snapshot]:
         """State of each dataset, for a stream that goes on with this one's clips."""
         return [table.snapshot for table in self.tables]
+
+    @property
+    def skipped(self) -> list[str]:
+        """What was left out as damaged, a line each."""
+        return self._supply.skipped
 
     def epoch(self, step: int) -> int:
         """Epoch in which a global step begins."""
@@ -145,7 +143,7 @@ class TrainingStream:
 
     def batches(self, start: int, device: str | torch.device = "cpu") -> Iterator[Batch]:
         """This rank's batches from global step `start` on, as the network takes them; see `shards.device.Batch`."""
-        return on_device(self.host_batches(start), torch.device(device))
+        return on_device(self.host_batches(start), torch.device(device), self._opened().slot_bytes)
 
     def host_batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This rank's batches as they are filled: the arrays of `shards.layout.Layout` as tensors, and `keys`.
@@ -157,11 +155,7 @@ class TrainingStream:
         """
         share = self.config.batch // self.world
         frames = self.config.crop_frames
-        widths = self.index.widths
-        if self._batches is None:
-            size = layout(share, frames, tuple(sorted(widths.items())), self.config.augment_on == "worker").bytes
-            self._batches = Batches(self.config, self._seed, widths, size)
-        batches = self._batches
+        batches = self._opened()
         depth = self.config.prefetch + 1 if self.config.workers else 1
         waiting: deque[tuple[list[Clip], Task]] = deque()
         for step in itertools.count(start):
@@ -171,12 +165,12 @@ class TrainingStream:
                     clips = self._planned(step + len(waiting), step, waiting)
                     if clips is None:
                         break
-                    waiting.append((clips, batches.submit(self._samples(clips), share, frames)))
+                    waiting.append((clips, batches.submit(self._supply.samples(clips), share, frames)))
                 clips, task = waiting[0]
                 batches.finish(task)
                 if task.damaged is None:
                     break
-                self._damaged(*task.damaged)
+                self._supply.found_damaged(*task.damaged)
                 # This step and those after it are planned again without the shard.
                 for _, other in waiting:
                     batches.finish(other)
@@ -189,26 +183,22 @@ class TrainingStream:
             yield batch
             del batch
 
+    def _opened(self) -> Batches:
+        if self._batches is None:
+            widths = self.index.widths
+            shape = self.config.batch // self.world, self.config.crop_frames
+            size = layout(*shape, tuple(sorted(widths.items())), self.config.augment_on == "worker").bytes
+            self._batches = Batches(self.config, self._seed, widths, size)
+        return self._batches
+
     def _planned(self, step: int, due: int, waiting: Sequence[tuple[list[Clip], Task]]) -> list[Clip] | None:
         """This rank's clips of a step, their shards at hand; None where the step is not due yet and they are not."""
         while True:
             clips = self._share(step)
             self._want(due, step, [*itertools.chain.from_iterable(planned for planned, _ in waiting), *clips])
-            refs = {(clip[0], int(self.tables[clip[0]].shard_of[clip[1]])): self._ref(clip) for clip in clips}
-            if step > due and not all(self._source.ready(ref) for ref in refs.values()):
+            if step > due and not self._supply.ready(clips):
                 return None
-            bad = len(self._bad)
-            for where, ref in refs.items():
-                try:
-                    self._source.path(ref)
-                except CorruptShard as error:
-                    if self.config.damaged == "skip":
-                        self._skip(where, str(error))
-                    elif step > due:
-                        return None
-                    else:
-                        raise
-            if len(self._bad) == bad:
+            if self._supply.check(clips):
                 return clips
 
     def _share(self, step: int) -> list[Clip]:
@@ -217,7 +207,7 @@ class TrainingStream:
         begin = step * self.config.batch + self.rank * share
         datasets, inner = self._mixture.dataset(np.arange(begin, begin + share))
         clips = self._drawn(datasets, inner)
-        if self._bad:
+        if self._supply.damaged:
             for row, dataset in enumerate(datasets.tolist()):
                 clips[row] = self._sound(dataset, int(inner[row]))
         return clips
@@ -225,25 +215,13 @@ class TrainingStream:
     def _sound(self, dataset: int, number: int) -> Clip:
         table, order = self.tables[dataset], self._orders[dataset]
         for epoch, clip in zip(*order.clip(np.arange(number, number + 2 * order.clips)), strict=True):
-            if (dataset, int(table.shard_of[clip])) not in self._bad:
+            if self._supply.usable(dataset, int(table.shard_of[clip])):
                 return dataset, int(clip), int(epoch)
         raise UserError(f"{table.uri}: every shard of split {self.config.split!r} is damaged; run `f2v verify`")
 
-    def _damaged(self, message: str, where: tuple[int, int]) -> None:
-        dataset, shard = where
-        ref = self.tables[dataset].shards[shard]
-        words = f"{ref.uri}/{ref.name}: {message}; run `f2v verify`"
-        if self.config.damaged == "stop":
-            raise UserError(words)
-        self._skip(where, words)
-
-    def _skip(self, where: tuple[int, int], words: str) -> None:
-        self._bad.add(where)
-        self.skipped.append(words)
-
     def _want(self, due: int, last: int, clips: Sequence[Clip]) -> None:
         """Have the shards at hand that `clips` and steps `due` to `last` need, and those soon after fetched."""
-        now = dict.fromkeys(self._ref(clip) for clip in clips)
+        now = self._supply.refs(clips)
         later: list[ShardRef] = []
         numbers = np.arange(due * self.config.batch, (last + 1) * self.config.batch)
         datasets, inner = self._mixture.dataset(numbers)
@@ -252,32 +230,5 @@ class TrainingStream:
             if not len(here):
                 continue
             window, then = order.shards(int(here[0]), int(here[-1]) + 1, self.config.ahead)
-            later += [table.shards[shard] for shard in (*window, *then) if (number, shard) not in self._bad]
-        self._source.want(list({**now, **dict.fromkeys(later)}), now=len(now))
-
-    def _ref(self, clip: Clip) -> ShardRef:
-        table = self.tables[clip[0]]
-        return table.shards[int(table.shard_of[clip[1]])]
-
-    def _samples(self, clips: Sequence[Clip]) -> list[Sample]:
-        paths: dict[ShardRef, str] = {}
-        samples = []
-        for dataset, clip, epoch in clips:
-            table = self.tables[dataset]
-            shard = int(table.shard_of[clip])
-            ref = table.shards[shard]
-            if ref not in paths:
-                paths[ref] = str(self._source.path(ref))
-            samples.append(
-                Sample(
-                    path=paths[ref],
-                    dataset=dataset,
-                    shard=shard,
-                    raw=table.raw[shard],
-                    key=table.keys[clip],
-                    frames=int(table.frames[clip]),
-                    epoch=epoch,
-                    places=table.places[clip].tolist(),
-                )
-            )
-        return samples
+            later += [table.shards[shard] for shard in (*window, *then) if self._supply.usable(number, shard)]
+        self._supply.source.want(list(dict.fromkeys([*now, *later])), now=len(now))

@@ -1,0 +1,121 @@
+"""Whole clips in batches of like length, for evaluation: every clip once, in an order that never changes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from shards.clip_table import Snapshot, load_clips
+from shards.device import Batch, on_device
+from shards.layout import layout
+from shards.stream_config import StreamConfig
+from shards.supply import Clip, Supply
+from shards.workers import Batches, Task
+
+
+class WholeClips:
+    """Every clip of a split, whole, not augmented (the centre crop of the lips), padded to the longest of its batch.
+
+    Clips of `config.window` shards at a time are sorted by length and cut into batches, so that little is padding and
+    a bucket's shards come one after the other.
+
+    Args:
+        uri: of the dataset.
+        config: `split`, `where`, `min_frames`, and how to read; `batch`, `mix` and the crop have no meaning here.
+        max_frames: video frames of a batch, padding included; a longer clip is a batch by itself.
+        rank, world: this process's place; the batches are dealt out in turn.
+        snapshot: state of the dataset to read; default the current one.
+
+    Attributes:
+        skipped: what the last pass left out as damaged, a line each.
+
+    Raises:
+        UserError: see `shards.clip_table.load_clips`.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        config: StreamConfig,
+        max_frames: int,
+        rank: int = 0,
+        world: int = 1,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self._config = config
+        self.table = load_clips(uri, config.split, config.min_frames, config.where, snapshot)
+        self._plans = self._plan(max_frames)[rank::world]
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._plans)
+
+    def batches(self, device: str | torch.device = "cpu") -> Iterator[Batch]:
+        """All batches of this rank, as the network takes them; see `shards.device.Batch`.
+
+        Raises:
+            UserError: a damaged shard (where `damaged` is `stop`), or storage that failed.
+        """
+        widths = tuple(sorted(self.table.index.widths.items()))
+        done = self._config.augment_on == "worker"
+        largest = max((layout(*self._shape(plan), widths, done).bytes for plan in self._plans), default=0)
+        batches = Batches(self._config, 0, self.table.index.widths, largest)
+        return on_device(self._host_batches(batches), torch.device(device), batches.slot_bytes)
+
+    def _plan(self, max_frames: int) -> list[list[Clip]]:
+        plans: list[list[Clip]] = []
+        for first in range(0, len(self.table.shards), self._config.window):
+            inside = (self.table.shard_of >= first) & (self.table.shard_of < first + self._config.window)
+            clips = np.flatnonzero(inside)
+            plan: list[Clip] = []
+            # Ascending: the newest clip is the longest of its batch.
+            for clip in clips[np.argsort(self.table.frames[clips], kind="stable")].tolist():
+                if plan and (len(plan) + 1) * self.table.frames[clip] > max_frames:
+                    plans.append(plan)
+                    plan = []
+                plan.append((0, clip, None))
+            if plan:
+                plans.append(plan)
+        return plans
+
+    def _shape(self, clips: list[Clip]) -> tuple[int, int]:
+        return len(clips), int(max(self.table.frames[clip] for _, clip, _ in clips))
+
+    def _host_batches(self, batches: Batches) -> Iterator[dict[str, Any]]:
+        supply = Supply(self._config, [self.table])
+        self.skipped = supply.skipped
+        depth = self._config.prefetch + 1 if self._config.workers else 1
+        todo = deque(self._plans)
+        waiting: deque[tuple[list[Clip], Task]] = deque()
+        try:
+            while todo or waiting:
+                while todo and len(waiting) < depth:
+                    clips = todo.popleft()
+                    now = supply.refs([*(clip for plan, _ in waiting for clip in plan), *clips])
+                    soon = [ref for plan in list(todo)[:depth] for ref in supply.refs(plan)]
+                    supply.source.want(list(dict.fromkeys([*now, *soon])), now=len(now))
+                    supply.check(clips)
+                    if clips := [clip for clip in clips if supply.usable(*supply.place(clip))]:
+                        task = batches.submit(supply.samples(clips), *self._shape(clips))
+                        waiting.append((clips, task))
+                if not waiting:
+                    continue
+                clips, task = waiting.popleft()
+                batches.finish(task)
+                if task.damaged is not None:
+                    supply.found_damaged(*task.damaged)
+                    todo.appendleft(clips)
+                    continue
+                batch: dict[str, Any] = {name: torch.from_numpy(value) for name, value in task.views.items()}
+                batch["keys"] = [self.table.keys[clip] for _, clip, _ in clips]
+                del task
+                yield batch
+                del batch
+        finally:
+            batches.close()
+            supply.source.close()
