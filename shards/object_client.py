@@ -6,10 +6,12 @@ instance and pod roles. They stay inside the client.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import ssl
+import threading
 import time
 from datetime import timedelta
 from functools import lru_cache
@@ -70,6 +72,14 @@ def client(scheme: str, bucket: str, timeout: timedelta, retry_for: timedelta) -
         options["endpoint"] = endpoint
         options["client_options"]["allow_http"] = endpoint.startswith("http://")
     return store.S3Store(bucket, **options)
+
+
+@lru_cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The process's loop for requests that can be cancelled; it runs in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="bucket", daemon=True).start()
+    return loop
 
 
 def _knock(endpoint: str, where: str) -> None:

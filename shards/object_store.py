@@ -6,41 +6,35 @@ spawn are fine).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import io
 import os
 import re
 import secrets
 import tempfile
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
-from typing import IO, Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
+from typing import IO, Any
 
 import obstore
 from obstore import exceptions
 
 from shards.errors import UserError
-from shards.object_client import client, describe
-from shards.storage import Conflict, Object, StorageError, Store, check_name
+from shards.object_client import client, describe, event_loop
+from shards.remote import PART, RETRY_FOR, TIMEOUT, EndsEarly, RemoteStore, Stopped, never, read_joined
+from shards.storage import Conflict, Object, StorageError, check_name
 
-TIMEOUT = timedelta(seconds=30)
-"""For one request, body included; one that runs out of it is taken up where it was."""
-RETRY_FOR = timedelta(minutes=3)
-PART = 8 << 20
-"""Bytes of one request of a stream."""
 SINGLE_PUT = PART
 """Larger objects are sent in parts, which are retried one by one."""
 UPLOAD_PART = 8 << 20
 UPLOADS = 4
 """Parts on their way at once: with `TIMEOUT`, a line of 1 MB/s is fast enough."""
-GAP = 1 << 20
-"""Bytes between two wanted ranges that are cheaper to fetch than another request."""
 MAX_FAULTS = 5
 MARK = "swap"
+TICK = 0.1
 
 
-class ObjectStore(Store):
+class ObjectStore(RemoteStore):
     """A prefix in a bucket."""
 
     def __init__(self, uri: str) -> None:
@@ -61,30 +55,29 @@ class ObjectStore(Store):
         return self._whole(name, data, size)
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        # Ranges that lie close together come in one request. obstore could join them too, but panics if the object ends
-        # before one that it joined; and HTTP has no empty range.
-        spans: list[tuple[int, int]] = []
-        for start, end in sorted((offset, offset + size) for offset, size in ranges if size):
-            near = spans.pop() if spans and start <= spans[-1][1] + GAP else (start, end)
-            spans.append((near[0], max(near[1], end)))
-        starts, found = [start for start, _ in spans], []
-        if spans:
+        def fetch(spans: list[tuple[int, int]]) -> Sequence[Any]:
+            # obstore could join ranges itself, but panics if the object ends before one that it joined.
+            starts, ends = [start for start, _ in spans], [end for _, end in spans]
             with self._errors(name):
-                ends = [end for _, end in spans]
-                found = obstore.get_ranges(self._client, self._key(name), starts=starts, ends=ends, coalesce=0)
+                return obstore.get_ranges(self._client, self._key(name), starts=starts, ends=ends, coalesce=0)
 
-        def part(offset: int, size: int) -> bytes:
-            span = bisect_right(starts, offset) - 1
-            begin = offset - starts[span]
-            return self._whole(name, bytes(memoryview(found[span])[begin : begin + size]), size)
+        parts = zip(ranges, read_joined(ranges, fetch), strict=True)
+        return [self._whole(name, bytes(part), size) for (_, size), part in parts]
 
-        return [part(offset, size) if size else b"" for offset, size in ranges]
+    def read_some(self, name: str, offset: int, size: int, stopped: Callable[[], bool] = never) -> Any:
+        # A thread inside obstore could be neither stopped nor left behind at the end of the process (its return to
+        # an interpreter that is gone aborts); a task can be cancelled.
+        async def get() -> Any:
+            return await obstore.get_range_async(self._client, key, start=offset, end=offset + size)
 
-    def open(self, name: str) -> BinaryIO:
-        found = self.find(name)
-        if found is None:
-            raise FileNotFoundError(f"{self.uri}/{name}")
-        return io.BufferedReader(_Stream(self, found), PART)
+        key = self._key(name)
+        with self._errors(name):
+            task = asyncio.run_coroutine_threadsafe(get(), event_loop())
+            while not wait([task], timeout=TICK).done:
+                if stopped():
+                    task.cancel()
+                    raise Stopped
+            return task.result()
 
     def find(self, name: str) -> Object | None:
         try:
@@ -206,7 +199,8 @@ class ObjectStore(Store):
         except (exceptions.PreconditionError, exceptions.AlreadyExistsError):
             raise Conflict(where) from None
         except exceptions.BaseError as error:
-            raise StorageError(f"{where}: {describe(error)}") from None
+            kind = EndsEarly if "416 Range Not Satisfiable" in str(error) else StorageError
+            raise kind(f"{where}: {describe(error)}") from None
 
     def _bucket_exists(self) -> bool:
         # A missing object and a missing bucket give the same exception; only a listing tells them apart.
@@ -225,35 +219,6 @@ class ObjectDraft:
 
     def publish(self, name: str) -> None:
         self._target.put(name, self.stream)
-
-
-class _Stream(io.RawIOBase):
-    """An object as a file: each read is a range request of its own, so a cut costs one request."""
-
-    def __init__(self, source: ObjectStore, found: Object) -> None:
-        self._source, self._object = source, found
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._object.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), PART, self._object.size - self._position))
-        if size:
-            buffer[:size] = self._source.read_ranges(self._object.name, [(self._position, size)])[0]
-            self._position += size
-        return size
 
 
 def _check_key(key: str, uri: str) -> str:

@@ -1,4 +1,5 @@
-"""Where a dataset lies: a folder on disk, or a prefix in a bucket. Objects appear whole or not at all."""
+"""Where a dataset lies: a folder on disk, a prefix in a bucket, or a folder of a web server that is only read. Objects
+appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -118,11 +119,15 @@ class Store(ABC):
 
 
 def open_store(uri: str) -> Store:
-    """The store at a path, `file://`, `s3://bucket/prefix` or `gs://bucket/prefix`.
+    """The store at a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or `https://host/path` (read only).
 
     Raises:
         UserError: another scheme, no bucket, or a URI that carries credentials.
     """
+    if is_web(uri):
+        from shards.http_store import HttpStore
+
+        return HttpStore(uri)
     if is_remote(uri):
         from shards.object_store import ObjectStore
 
@@ -134,6 +139,11 @@ def open_store(uri: str) -> Store:
 
 def open_uri(uri: str) -> tuple[Store, str]:
     """(store, name) of a single object, for example one media file."""
+    if is_web(uri):
+        from shards.http_store import split_url
+
+        folder, name = split_url(uri)
+        return open_store(folder), name
     if is_remote(uri):
         # Names of files may have characters that would be a query elsewhere; a signature in one is a credential.
         if re.search(r"[?&](X-Amz-|X-Goog-|Signature=|AWSAccessKeyId=)", uri, re.IGNORECASE):
@@ -154,7 +164,7 @@ def is_readable(uri: str) -> bool:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names a bucket, as opposed to a local path.
+    """Whether a URI names a bucket or a web server, as opposed to a local path.
 
     Raises:
         UserError: a scheme that no storage serves.
@@ -162,17 +172,22 @@ def is_remote(uri: str) -> bool:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if not match or match[1] == "file":
         return False
-    if match[1] not in ("s3", "gs"):
+    if match[1] not in ("s3", "gs", "http", "https"):
         # The rest stays unsaid: it may hold a password.
-        raise UserError(f"{match[1]}://...: no such storage; use a path, s3:// or gs://")
+        raise UserError(f"{match[1]}://...: no such storage; use a path, s3://, gs:// or https://")
     return True
+
+
+def is_web(uri: str) -> bool:
+    """Whether a URI names a web server, which can only be read."""
+    return uri.startswith(("http://", "https://"))
 
 
 def local_path(uri: str) -> Path:
     """Path of a local `uri` (plain path or `file://`).
 
     Raises:
-        UserError: the URI names a bucket.
+        UserError: the URI is remote.
     """
     if is_remote(uri):
         raise UserError(f"{uri.partition('://')[0]}://...: a local path is needed here")

@@ -1,103 +1,149 @@
-"""The shards behind some clips: at hand when they are needed, and accounted for when they are damaged."""
+"""One shard, from where it lies to a local file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
 
-from shards.clip_table import ClipTable
+from shards.download import Downloader, FetchStats
 from shards.errors import UserError
-from shards.fetch import CorruptShard, ShardRef, ShardSource
-from shards.fill import Sample
-from shards.storage import user_cache
-from shards.stream_config import StreamConfig
+from shards.local_store import LocalStore
+from shards.remote import EndsEarly, RemoteStore, Stopped
+from shards.shard_cache import Pin, ShardCache
+from shards.storage import BLOCK, Store, open_store
 
-Clip = tuple[int, int, int | None]
-"""Dataset, clip in its table, epoch of that dataset; None for a whole clip without augmentation."""
+
+@dataclass(frozen=True)
+class ShardRef:
+    """A shard as an index names it; `uri` is of its dataset, `name` of the object in it."""
+
+    uri: str
+    name: str
+    sha256: str
+    bytes: int
+
+
+class CorruptShard(UserError):
+    """A shard is missing, or its bytes are not those that the index names.
+
+    Attributes:
+        ref: which.
+    """
+
+    def __init__(self, ref: ShardRef, what: str) -> None:
+        super().__init__(f"{ref.uri}/{ref.name}: {what}; put the object back, or run `f2v build` on the dataset")
+        self.ref = ref
 
 
 class Supply:
-    """Shards of several clip tables.
+    """Stores, the machine's cache and the threads that download, each opened when it is first needed.
 
-    Attributes:
-        skipped: what was left out as damaged, a line each.
+    Args:
+        folder, limit: of the cache.
+        verify: whether local shards are checked.
+        stats: where the work is counted.
     """
 
-    def __init__(self, config: StreamConfig, tables: Sequence[ClipTable]) -> None:
-        self._config, self._tables = config, tables
-        self._bad: set[tuple[int, int]] = set()
-        self.skipped: list[str] = []
-        self.source = ShardSource(config.cache or user_cache() / "shards", config.cache_bytes, config.verify)
+    def __init__(self, folder: Path, limit: int, verify: bool, stats: FetchStats) -> None:
+        self._folder, self._limit, self._verify, self._stats = folder, limit, verify, stats
+        self._cache: ShardCache | None = None
+        self._downloader: Downloader | None = None
+        self._stores: dict[str, Store] = {}
+        self._verified: set[ShardRef] = set()
+        self._opening, self._connecting = threading.Lock(), threading.Lock()
+        self._closed = False
 
-    @property
-    def damaged(self) -> bool:
-        """Whether any shard is damaged."""
-        return bool(self._bad)
+    def bring(
+        self,
+        ref: ShardRef,
+        kept: Callable[[], Collection[str]],
+        stopped: Callable[[], bool],
+        urgent: Callable[[], bool],
+    ) -> tuple[Path, Pin | None, bool]:
+        """A shard's file.
 
-    def usable(self, dataset: int, shard: int) -> bool:
-        return (dataset, shard) not in self._bad
+        Args:
+            kept: sha256 of shards that must not be evicted for this one.
+            stopped, urgent: asked all along.
 
-    def place(self, clip: Clip) -> tuple[int, int]:
-        """Dataset and shard of a clip."""
-        return clip[0], int(self._tables[clip[0]].shard_of[clip[1]])
-
-    def ref(self, place: tuple[int, int]) -> ShardRef:
-        """The shard of a dataset and shard number."""
-        return self._tables[place[0]].shards[place[1]]
-
-    def refs(self, clips: Iterable[Clip]) -> list[ShardRef]:
-        """Shards of some clips, each once."""
-        return [self.ref(place) for place in dict.fromkeys(self.place(clip) for clip in clips)]
-
-    def ready(self, clips: Iterable[Clip]) -> bool:
-        """Whether nothing would be waited for."""
-        return all(self.source.ready(ref) for ref in self.refs(clips))
-
-    def check(self, clips: Iterable[Clip]) -> bool:
-        """Wait for the shards of some clips; whether all are sound.
+        Returns:
+            (path, the pin that holds it in the cache or None where it is local, whether it was in the cache).
 
         Raises:
-            UserError: one is damaged, where the configuration says stop; or storage failed.
+            CorruptShard: it is missing or has other bytes, also when fetched a second time.
+            StorageError: storage does not answer.
+            UserError: the cache cannot be written.
+            Busy, Full, Stopped: not now.
         """
-        bad = len(self._bad)
-        for place in dict.fromkeys(self.place(clip) for clip in clips):
-            try:
-                self.source.path(self.ref(place))
-            except CorruptShard as error:
-                self._leave_out(place, str(error), error)
-        return len(self._bad) == bad
+        store = self._store(ref.uri)
+        if isinstance(store, LocalStore):
+            return self._local(ref, store.path(ref.name), stopped), None, False
+        assert isinstance(store, RemoteStore)
+        cache, downloader = self._open()
+        pin = cache.take(ref.sha256, ref.bytes)
+        if pin is not None:
+            return pin.path, pin, True
+        with cache.begin(ref.sha256, ref.bytes, kept()) as filling:
+            # Both attempts in one: no other process begins its own two in between.
+            what = ""
+            for attempt in range(2):
+                with self._opening:
+                    self._stats.refetched += attempt
+                try:
+                    found = downloader.fetch(store, ref.name, ref.bytes, filling, stopped, urgent)
+                except FileNotFoundError:
+                    raise CorruptShard(ref, "missing") from None
+                except EndsEarly:
+                    what = f"cut: it ends before its {ref.bytes} bytes"
+                    continue
+                if found == ref.sha256:
+                    pin = filling.publish()
+                    return pin.path, pin, False
+                what = f"corrupt: its sha256 is {found}, the index says {ref.sha256}"
+            raise CorruptShard(ref, what)
 
-    def found_damaged(self, message: str, place: tuple[int, int]) -> None:
-        """Note a shard that could not be read. Raises UserError: as the configuration says stop."""
-        ref = self.ref(place)
-        words = f"{ref.uri}/{ref.name}: {message}; run `f2v verify`"
-        self._leave_out(place, words, UserError(words))
+    def close(self) -> None:
+        """Have the threads stop."""
+        with self._opening:
+            self._closed = True
+            if self._downloader is not None:
+                self._downloader.close()
 
-    def samples(self, clips: Sequence[Clip]) -> list[Sample]:
-        """What is to be read for some clips, whose shards are sound."""
-        paths: dict[tuple[int, int], str] = {}
-        samples = []
-        for clip in clips:
-            dataset, number, epoch = clip
-            table, place = self._tables[dataset], self.place(clip)
-            if place not in paths:
-                paths[place] = str(self.source.path(self.ref(place)))
-            samples.append(
-                Sample(
-                    path=paths[place],
-                    dataset=dataset,
-                    shard=place[1],
-                    raw=table.raw[place[1]],
-                    key=table.keys[number],
-                    frames=int(table.frames[number]),
-                    epoch=epoch,
-                    places=table.places[number].tolist(),
-                )
-            )
-        return samples
+    def _local(self, ref: ShardRef, path: Path, stopped: Callable[[], bool]) -> Path:
+        """Check a local shard, which also reads it ahead into the page cache."""
+        try:
+            size = path.stat().st_size
+            if size != ref.bytes:
+                raise CorruptShard(ref, f"{size} bytes long, the index says {ref.bytes}")
+            if self._verify and ref not in self._verified:
+                digest = hashlib.sha256()
+                with open(path, "rb", buffering=0) as stream:
+                    while block := stream.read(BLOCK):
+                        if stopped():
+                            raise Stopped
+                        digest.update(block)
+                if digest.hexdigest() != ref.sha256:
+                    raise CorruptShard(ref, f"corrupt: its sha256 is {digest.hexdigest()}, the index says {ref.sha256}")
+                self._verified.add(ref)
+        except FileNotFoundError:
+            raise CorruptShard(ref, "missing") from None
+        except OSError as error:
+            raise CorruptShard(ref, f"cannot be read ({error.strerror})") from None
+        return path
 
-    def _leave_out(self, place: tuple[int, int], words: str, error: UserError) -> None:
-        if self._config.damaged == "stop":
-            raise error
-        if place not in self._bad:
-            self._bad.add(place)
-            self.skipped.append(words)
+    def _store(self, uri: str) -> Store:
+        with self._connecting:
+            if uri not in self._stores:
+                self._stores[uri] = open_store(uri)
+            return self._stores[uri]
+
+    def _open(self) -> tuple[ShardCache, Downloader]:
+        with self._opening:
+            if self._closed:
+                raise Stopped
+            self._cache = self._cache or ShardCache(self._folder, self._limit)
+            self._downloader = self._downloader or Downloader(self._stats)
+            return self._cache, self._downloader

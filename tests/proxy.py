@@ -68,6 +68,10 @@ class FaultProxy:
         """Send nothing for `seconds` after `after` bytes of an answer's body, then close the connection."""
         self._faults.append(_Fault("stall", times, after, seconds))
 
+    def corrupt(self, at: int, times: int = 1) -> None:
+        """Change byte `at` of an answer's body."""
+        self._faults.append(_Fault("corrupt", times, at))
+
     def unavailable(self, times: int) -> None:
         """Answer 503 without asking the server."""
         self._faults.append(_Fault("unavailable", times))
@@ -104,9 +108,10 @@ class FaultProxy:
         return None
 
     def _accept(self) -> None:
-        while not self._closed.is_set():
-            connection, _ = self._listener.accept()
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        with contextlib.suppress(OSError):  # closed
+            while not self._closed.is_set():
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
@@ -145,6 +150,9 @@ class FaultProxy:
                     target.sendall(block[: max(0, fault.after - sent)])
                     self._closed.wait(fault.seconds)
                     return False
+            if not way and (fault := self._due("corrupt", sent + len(block) - 1)):
+                place = max(0, fault.after - sent)
+                block = block[:place] + bytes([block[place] ^ 1]) + block[place + 1 :]
             target.sendall(block)
             sent += len(block)
             block = b""
