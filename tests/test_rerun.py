@@ -133,7 +133,7 @@ def test_clips_that_are_gone_are_kept_until_said_otherwise(corpus: Path, copy: D
     shutil.copytree(corpus, source)
     shutil.rmtree(source / "test")
     before = copy.manifest()
-    with pytest.raises(UserError, match=r"does not have, or cannot read, 1 clips of .*, e\.g\. test/.*--drop-missing"):
+    with pytest.raises(UserError, match=r"does not have, or cannot read, 1 clip of .*, e\.g\. test/.*--drop-missing"):
         build(str(source), copy.uri, small_build())
     with pytest.raises(UserError, match="without narrowing"):
         build(str(source), copy.uri, small_build(), Selection(only=("energy",)), drop_missing=True)

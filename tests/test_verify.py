@@ -72,7 +72,7 @@ def checked(dataset: Dataset, capsys: pytest.CaptureFixture[str], *options: str)
     capsys.readouterr()
     assert main(["verify", dataset.uri, *options]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
-    assert "problems" in last
+    assert " problem" in last
     return lines
 
 
