@@ -14,13 +14,11 @@ from shards.config import Config
 from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.fetch import ShardRef
+from shards.layout import NEEDED
 from shards.manifest import Index, PackedShard, difference
 from shards.schema import FIELDS, VIDEO_RATE, SchemaError
 from shards.storage import open_store
 from shards.stream_config import Condition
-
-NEEDED = ("lips", "identity", "expression", "units", "timbre", "pitch", "energy", "mel")
-"""Fields of a training sample."""
 
 
 class Snapshot(Config):

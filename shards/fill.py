@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.augment import augmented, centred, draw, generator
-from shards.clip_table import NEEDED
-from shards.layout import IGNORE
+from shards.layout import IGNORE, NEEDED
 from shards.pitch import standardise
 from shards.schema import FIELDS, LIP_SIZE, MEL_BINS, MEL_PER_FRAME, SchemaError
 from shards.stream_config import StreamConfig

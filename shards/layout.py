@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from shards.augment import CROP
 from shards.schema import LIP_SIZE, MEL_BINS, MEL_PER_FRAME
 
+NEEDED = ("lips", "identity", "expression", "units", "timbre", "pitch", "energy", "mel")
+"""Fields of a training sample."""
 ALIGN = 64
 IGNORE = -100
 """Unit index in padding: the loss skips it."""

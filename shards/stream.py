@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.clip_source import Clip, ClipSource
 from shards.clip_table import ClipTable, Snapshot, check_alike, load_clips
 from shards.device import Batch, on_device
 from shards.errors import UserError
@@ -25,7 +26,6 @@ from shards.fetch import ShardRef
 from shards.layout import layout
 from shards.order import Mixture, Numbers, Order
 from shards.stream_config import StreamConfig
-from shards.supply import Clip, Supply
 from shards.workers import Batches, Task
 
 __all__ = ["StreamConfig", "TrainingStream"]
@@ -83,7 +83,7 @@ class TrainingStream:
         self.clips = sum(order.clips for order in self._orders)
         self.waited_s = 0.0
         self._rolling: tuple[int, str] = (-1, "")
-        self._supply = Supply(config, self.tables)
+        self._supply = ClipSource(config, self.tables)
         self._batches: Batches | None = None
 
     def __enter__(self) -> TrainingStream:

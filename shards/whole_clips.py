@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.clip_source import Clip, ClipSource
 from shards.clip_table import Snapshot, load_clips
 from shards.device import Batch, on_device
 from shards.layout import layout
 from shards.stream_config import StreamConfig
-from shards.supply import Clip, Supply
 from shards.workers import Batches, Task
 
 
@@ -65,7 +65,7 @@ class WholeClips:
         done = self._config.augment_on == "worker"
         largest = max((layout(*self._shape(plan), widths, done).bytes for plan in self._plans), default=0)
         batches = Batches(self._config, 0, self.table.index.widths, largest)
-        return on_device(self._host_batches(batches), torch.device(device), batches.slot_bytes)
+        yield from on_device(self._host_batches(batches), torch.device(device), batches.slot_bytes)
 
     def _plan(self, max_frames: int) -> list[list[Clip]]:
         plans: list[list[Clip]] = []
@@ -87,7 +87,7 @@ class WholeClips:
         return len(clips), int(max(self.table.frames[clip] for _, clip, _ in clips))
 
     def _host_batches(self, batches: Batches) -> Iterator[dict[str, Any]]:
-        supply = Supply(self._config, [self.table])
+        supply = ClipSource(self._config, [self.table])
         self.skipped = supply.skipped
         depth = self._config.prefetch + 1 if self._config.workers else 1
         todo = deque(self._plans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,14 @@ def toy_dataset(
     profile: str = "offline",
     recipes: dict[str, Recipe] = RECIPES,
     raw: bool = False,
+    fields: Collection[str] = tuple(FIELDS),
+    speakers: Sequence[str] = (),
 ) -> Dataset:
     """A dataset whose shard `i` has one clip of each length in `shards[i]`; keys are `s<shard>c<clip>`.
-    With `raw`, lips are stored as `npy`, with the pixels that they have in the JPEG of a dataset without."""
+
+    With `raw`, lips are stored as `npy`, with the pixels that they have in the JPEG of a dataset without.
+    `fields` are packed besides `meta`; `speakers` are those of the shards.
+    """
     dataset = Dataset(str(folder))
     plain = ["lips"] if raw else []
     suffixes = {name: stored(name, plain).suffix for name in FIELDS}
@@ -82,6 +88,10 @@ def toy_dataset(
         samples = {
             f"s{number}c{position}": toy_values(f"s{number}c{position}", frames)
             for position, frames in enumerate(lengths)
+        }
+        samples = {
+            key: {name: value for name, value in values.items() if name in ("meta", *fields)}
+            for key, values in samples.items()
         }
         for values in samples.values() if raw else ():
             values["lips"] = decode(FIELDS["lips"], encode(FIELDS["lips"], values["lips"]), values["meta"]["frames"])
@@ -119,13 +129,14 @@ def toy_dataset(
         dataset.store.write(pack_record(shard, record.inputs), record.model_dump_json().encode())
         packs[shard] = record.ref()
         energy[shard] = toy_column(dataset, shard, f"{number:016x}", samples)
-        rows += [ClipRow(c.key, "", 0, "", "", "train", "", "", None, None, c.frames, shard, "packed") for c in clips]
+        who = speakers[number] if speakers else ""
+        rows += [ClipRow(c.key, "", 0, "", "", "train", who, "", None, None, c.frames, shard, "packed") for c in clips]
     common = {
         "schema_version": SCHEMA_VERSION,
         "profile": profile,
         "recipes": {stage: {"0": recipe} for stage, recipe in recipes.items()},
     }
-    index = Index(**common, fields=list(FIELDS), widths=WIDTHS, shards=packed)
+    index = Index(**common, fields=[name for name in FIELDS if name in ("meta", *fields)], widths=WIDTHS, shards=packed)
     commit_toy(dataset, index, rows, common, packs, {"energy": energy})
     return dataset
 
