@@ -216,7 +216,7 @@ class ShardSource:
                 entry = self._next()
                 if entry is None:
                     return
-                entry.busy, entry.yields = True, False
+                entry.busy, entry.yields, urgent = True, False, entry.urgent
             path: Path | None = None
             pin: Pin | None = None
             error: Exception | None = None
@@ -230,7 +230,7 @@ class ShardSource:
                     pin.release()
                     pin = None
                 if error is not None:
-                    self._postpone(entry, error)
+                    self._postpone(entry, error, urgent)
                 elif pin is not None or not entry.urgent or not is_remote(entry.ref.uri):
                     entry.path, entry.pin = path, pin
                 # Else it was looked up ahead and became urgent meanwhile: it is pinned next.
@@ -251,8 +251,8 @@ class ShardSource:
             self._changed.wait(min((entry.again - at for entry in open_ones), default=None))
         return None
 
-    def _postpone(self, entry: _Entry, error: Exception) -> None:
-        """Try an entry again later, or have `path` raise its error."""
+    def _postpone(self, entry: _Entry, error: Exception, urgent: bool) -> None:
+        """Try an entry again later, or have `path` raise its error; `urgent`: whether it was when the attempt began."""
         at = time.monotonic()
         if isinstance(error, Full) and entry.urgent:
             entry.full_since = entry.full_since or at
@@ -267,11 +267,11 @@ class ShardSource:
         elif isinstance(error, Busy):
             entry.again = at + LOOK_AGAIN
         elif isinstance(error, Full | Stopped):
-            entry.again = at + AHEAD_AGAIN
-        elif entry.urgent or isinstance(error, CorruptShard):
+            entry.again = at if entry.urgent else at + AHEAD_AGAIN
+        elif urgent or isinstance(error, CorruptShard):
             entry.error = error
         else:
-            entry.again = at + AHEAD_FAILED
+            entry.again = at if entry.urgent else at + AHEAD_FAILED
 
     def _bring(self, entry: _Entry) -> tuple[Path, Pin | None]:
         def kept() -> list[str]:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from weakref import WeakSet
@@ -222,8 +223,9 @@ class _Handle:
     """An open file whose lock ends with it."""
 
     def __init__(self, path: Path, flags: int) -> None:
-        self.number = os.open(path, flags, 0o666)
-        _handles.add(self)
+        with _opening:
+            self.number = os.open(path, flags, 0o666)
+            _handles.add(self)
 
     def lock(self, kind: int) -> None:
         fcntl.flock(self.number, kind)
@@ -249,12 +251,15 @@ class _Handle:
 
 
 _handles: WeakSet[_Handle] = WeakSet()
+_opening = threading.Lock()
+"""Held during a fork, so that the child knows all handles."""
 
 
 def _forget() -> None:
     """In a forked child: its copies of the handles would keep the locks of its parent beyond the parent's end."""
+    _opening.release()
     for handle in list(_handles):
         handle.close()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forget)

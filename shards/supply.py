@@ -119,12 +119,12 @@ class Supply:
             if size != ref.bytes:
                 raise CorruptShard(ref, f"{size} bytes long, the index says {ref.bytes}")
             if self._verify and ref not in self._verified:
-                digest = hashlib.sha256()
+                digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
                 with open(path, "rb", buffering=0) as stream:
-                    while block := stream.read(BLOCK):
+                    while size := stream.readinto(block):
                         if stopped():
                             raise Stopped
-                        digest.update(block)
+                        digest.update(block[:size])
                 if digest.hexdigest() != ref.sha256:
                     raise CorruptShard(ref, f"corrupt: its sha256 is {digest.hexdigest()}, the index says {ref.sha256}")
                 self._verified.add(ref)

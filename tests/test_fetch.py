@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
@@ -41,7 +42,12 @@ def ref_of(uri: str, name: str, data: bytes) -> ShardRef:
 
 
 def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.exists() else 0
+    """Bytes in a cache, while nobody changes it."""
+    if not folder.exists():
+        return 0
+    with open(folder / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def settle(done: Callable[[], object], seconds: float = 20.0) -> None:
@@ -205,6 +211,7 @@ class TestWeb:
         with pytest.raises(StorageError, match="503"):
             source.path(refs[0])
         web.status = 0
+        monkeypatch.setattr(remote, "RETRY_FOR", timedelta(seconds=30))
         assert [source.path(ref).read_bytes() for ref in refs] == [content(0), content(1)]
 
     def test_first_ones_come_first(self, web: WebServer, source: ShardSource) -> None:
@@ -214,14 +221,23 @@ class TestWeb:
         first = [path for path, _ in web.asked].index
         assert max(first(f"/set/{ref.name}") for ref in refs[:2]) < min(first(f"/set/{ref.name}") for ref in refs[5:])
 
-    def test_what_is_no_longer_wanted_is_stopped(self, web: WebServer, source: ShardSource) -> None:
-        refs = publish(web, 2, size=200 * PART)
+    def test_what_is_needed_overtakes(self, web: WebServer, source: ShardSource) -> None:
+        refs = publish(web, 2, size=50 * PART)
         web.before = lambda path: time.sleep(0.02)
-        source.want([refs[0]])
+        source.want(refs[:1])
         settle(lambda: len(web.asked) > 8)
-        source.want([refs[1]])
+        source.want(refs[::-1], now=1)
         source.path(refs[1])
-        assert len([path for path, _ in web.asked if path.endswith("/0.tar")]) < 60
+        assert len([path for path, _ in web.asked if path.endswith("/0.tar")]) < 30
+
+    def test_what_is_no_longer_wanted_is_stopped(self, web: WebServer, source: ShardSource, tmp_path: Path) -> None:
+        refs = publish(web, 1, size=100 * PART)
+        web.before = lambda path: time.sleep(0.02)
+        source.want(refs)
+        settle(lambda: len(web.asked) > 8)
+        source.want([])
+        settle(lambda: held(tmp_path / "cache") == 0, seconds=5)
+        assert len(web.asked) < 60
 
 
 class TestCache:
@@ -252,6 +268,7 @@ class TestCache:
         refs = publish(web, 8)
         with ShardSource(tmp_path / "cache", 3 * SIZE) as one, ShardSource(tmp_path / "cache", 3 * SIZE) as two:
             one.want(refs[:2], now=1)
+            settle(lambda: one.ready(refs[1]))
             used = [one.path(refs[0]), one.path(refs[1])]
             for ref in refs[2:]:
                 two.want([ref], now=1)
