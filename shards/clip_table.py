@@ -15,7 +15,7 @@ from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.fetch import ShardRef
 from shards.layout import NEEDED
-from shards.manifest import Index, PackedShard, difference
+from shards.manifest import INDEX, Index, PackedShard, difference
 from shards.schema import FIELDS, VIDEO_RATE, SchemaError
 from shards.storage import open_store
 from shards.stream_config import Condition
@@ -34,6 +34,7 @@ class ClipTable:
 
     Attributes:
         snapshot: state of the dataset that this is.
+        index: without clips.
         shards: whose clips these are.
         raw: per shard, whether its lips need no decoding.
         keys: per clip.
@@ -85,42 +86,58 @@ def load_clips(
             f"{dataset.uri}: the state that this run began with is not here ({snapshot.index}): another dataset, or "
             "built again since, and `f2v gc` deleted it. Train in a new folder, or with --set data.index=current"
         )
-    index = dataset.index_named(snapshot.index)
+    index, clips = dataset.index_and_clips(snapshot.index)
     missing = [name for name in NEEDED if name not in index.fields]
     if missing:
         raise UserError(f"{dataset.uri}: training needs the fields {missing}; build with them in pack.fields")
     index.recipe(split)
     wanted = _wanted(dataset.clips_named(snapshot.clips), where, dataset.uri) if where else None
-    chosen = [
-        (shard, clip)
-        for shard in index.shards
-        if shard.split == split
-        for clip in shard.clips
-        if clip.frames >= min_frames and (wanted is None or clip.key in wanted)
-    ]
-    if not chosen:
+    used: list[PackedShard] = []
+    keys: list[str] = []
+    counts, frames, places = [], [], []
+    for shard, listed in zip(index.shards, clips, strict=True):
+        if shard.split != split:
+            continue
+        found = [clip for clip in _places(listed, shard, f"{dataset.uri}/{snapshot.index}") if clip[1] >= min_frames]
+        if wanted is not None:
+            found = [clip for clip in found if clip[0] in wanted]
+        if found:
+            used.append(shard)
+            counts.append(len(found))
+            keys += [key for key, _, _ in found]
+            frames += [length for _, length, _ in found]
+            places.append(np.array([members for _, _, members in found], np.int64))
+    if not keys:
         conditions = f" that meet {_words(where)}" if where else ""
         raise UserError(
             f"{dataset.uri}: no clips of {min_frames} frames or more in split {split!r}{conditions}; "
             f"splits are {sorted({shard.split for shard in index.shards})}"
         )
-    shards: dict[str, int] = {}
-    used: list[PackedShard] = []
-    for shard, _ in chosen:
-        if shards.setdefault(shard.name, len(shards)) == len(used):
-            used.append(shard)
     return ClipTable(
         uri=dataset.uri,
         snapshot=snapshot,
-        # Places of all clips are in the arrays; the rest of the index is small.
-        index=index.model_copy(update={"shards": [shard.model_copy(update={"clips": []}) for shard in index.shards]}),
+        index=index,
         shards=[ShardRef(dataset.uri, shard.name, shard.sha256, shard.bytes) for shard in used],
         raw=["lips" in shard.raw for shard in used],
-        keys=[clip.key for _, clip in chosen],
-        shard_of=np.array([shards[shard.name] for shard, _ in chosen], np.int64),
-        frames=np.array([clip.frames for _, clip in chosen], np.int64),
-        places=np.array([[clip.members[name] for name in NEEDED] for _, clip in chosen], np.int64),
+        keys=keys,
+        shard_of=np.repeat(np.arange(len(used)), counts),
+        frames=np.array(frames, np.int64),
+        places=np.concatenate(places),
     )
+
+
+def _places(listed: Any, shard: PackedShard, where: str) -> list[tuple[str, int, list[list[int]]]]:
+    """Key, frames and places of `NEEDED` of every clip that an index lists for a shard."""
+    try:
+        found = [(clip["key"], clip["frames"], [clip["members"][name] for name in NEEDED]) for clip in listed]
+        array = np.array([members for _, _, members in found])
+        sound = not found or (array.dtype == np.int64 and array.shape[1:] == (len(NEEDED), 2))
+        sound = sound and all(type(key) is str and type(frames) is int and frames > 0 for key, frames, _ in found)
+        if not sound or (found and (array.min() < 0 or array.sum(axis=2).max() > shard.bytes)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where}: damaged, clips of {shard.name}; put its copy {INDEX} in its place") from None
+    return found
 
 
 def check_alike(tables: Sequence[ClipTable], split: str) -> None:

@@ -107,6 +107,17 @@ class Dataset:
         """An index by the name of its object, current or not. Raises UserError: missing or damaged."""
         return self._parse(Index, name, self._read(name, INDEX))
 
+    def index_and_clips(self, name: str) -> tuple[Index, list[Any]]:
+        """An index without its clips, and the clips of each shard as they stand there, not validated: a model of each
+        clip of a large dataset takes too long. Raises UserError: missing or damaged."""
+        tree = self._tree(name, self._read(name, INDEX), _mend(INDEX))
+        shards = tree.get("shards")
+        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+            raise UserError(f"{self.uri}/{name}: damaged, no list of shards; {_mend(INDEX)}")
+        clips = [shard.pop("clips", None) for shard in shards]
+        bare = {**tree, "shards": [{**shard, "clips": []} for shard in shards]}
+        return self._validate(Index, name, bare), clips
+
     def replaced(self, name: str) -> Manifest | None:
         """The copy `name` of a manifest that was replaced; None where it is gone. Raises UserError: it is damaged."""
         try:
@@ -207,20 +218,26 @@ class Dataset:
             ) from None
 
     def _parse(self, kind: type[M], name: str, data: bytes) -> M:
-        mend = f"; {_mend(_COPY[kind])}" if kind in _COPY else ""
+        return self._validate(kind, name, self._tree(name, data, _mend(_COPY[kind]) if kind in _COPY else ""))
+
+    def _tree(self, name: str, data: bytes, mend: str) -> dict[str, Any]:
         try:
             tree = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.uri}/{name}: damaged, not JSON ({error}){mend}") from None
+            raise UserError(f"{self.uri}/{name}: damaged, not JSON ({error}){mend and f'; {mend}'}") from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{self.uri}: {name} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
                 "build into a new folder"
             )
+        return dict(tree)
+
+    def _validate(self, kind: type[M], name: str, tree: dict[str, Any]) -> M:
         try:
             return kind.model_validate(tree)
         except ValidationError as error:
+            mend = f"; {_mend(_COPY[kind])}" if kind in _COPY else ""
             raise UserError(f"{self.uri}/{name}: damaged ({error.error_count()} wrong entries){mend}") from None
 
 

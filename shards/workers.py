@@ -5,6 +5,7 @@ A batch goes back into use when nothing refers to it any more, so nobody has to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -161,16 +162,14 @@ class Batches:
             "widths": self._widths,
             "slot_bytes": self.slot_bytes,
         }
-        ours.send_bytes(json.dumps(hello).encode())
-        return _Worker(process, ours)
+        worker = _Worker(process, ours)
+        worker.send(json.dumps(hello).encode())
+        return worker
 
     def _send(self, task: Task, worker: _Worker, job: dict[str, Any], lives: int = LIVES) -> None:
         data = json.dumps(job).encode()
         self._jobs[job["job"]] = task, worker, data, lives
-        try:
-            worker.line.send_bytes(data)
-        except (BrokenPipeError, ConnectionError):
-            self._replace(worker)
+        worker.send(data)
 
     def _replace(self, dead: _Worker) -> None:
         """Put another worker in the place of one that died, and give it all its open jobs: filling twice does no
@@ -190,13 +189,18 @@ class Batches:
                     f"over the clips {keys}; try data.workers=0, fewer data.workers, or a smaller data.prefetch"
                 )
             self._jobs[number] = task, fresh, data, lives - 1
-            fresh.line.send_bytes(data)
+            fresh.send(data)
 
 
 @dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
     line: Connection
+
+    def send(self, data: bytes) -> None:
+        """Tell the worker something; that it is dead is noticed when its answer does not come."""
+        with contextlib.suppress(ConnectionError):
+            self.line.send_bytes(data)
 
 
 def _anonymous_file() -> int:
