@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -347,6 +349,32 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WebServer
             refs.append(ref_of(f"{web.uri}/set", f"{number}.tar", data))
         web.files["/folder"] = str(tmp_path_factory.mktemp("caches")).encode()
         yield web, refs
+
+
+def test_a_file_is_not_closed_before_its_last_part() -> None:
+    """A late part would go into whatever file has the number by then."""
+    asked, answer, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def read_some(*args: object) -> bytes:
+        asked.set()
+        answer.wait(20)
+        return b"x"
+
+    downloader = download.Downloader(download.FetchStats())
+
+    def run() -> None:
+        store = SimpleNamespace(uri="x", read_some=read_some)
+        filling = SimpleNamespace(write=lambda offset, data: None)
+        with pytest.raises(remote.Stopped):
+            downloader.fetch(store, "a", 1, filling, asked.is_set, lambda: True)  # type: ignore[arg-type]
+        ended.set()
+
+    threading.Thread(target=run).start()
+    assert asked.wait(20)
+    assert not ended.wait(0.5)
+    answer.set()
+    assert ended.wait(20)
+    downloader.close()
 
 
 CHILD = """
