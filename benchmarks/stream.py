@@ -54,7 +54,10 @@ def entries(folder: Path) -> dict[str, Entry]:
 
 def foreign(folder: Path, skipped: dict[str, str]) -> dict[str, Entry]:
     """The contestants of `--peers` that import, their data written."""
-    found = {f"npy_files_{workers}_workers": Entry(peers.npy_files, str(folder / "npy"), workers) for workers in (0, 2)}
+    found = {}
+    for workers in (0, 2):
+        found[f"npy_files_{workers}_workers"] = Entry(peers.npy_files, str(folder / "npy"), workers)
+        found[f"webdataset_padded_{workers}_workers"] = Entry(peers.webdataset_padded, str(folder / "raw"), workers)
     for name, (module, write, open_it, data) in FOREIGN.items():
         try:
             in_child(_imports, module)
@@ -177,7 +180,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for name in ("ours_0_workers", "ours_2_workers", "webdataset_0_workers", "webdataset_2_workers")
     }
     if args.s3:
-        facts["s3"] = bucket_runs(folder, args.s3, clips, args.rounds, args.seconds)
+        try:
+            facts["s3"] = bucket_runs(folder, args.s3, clips, args.rounds, args.seconds)
+        except RuntimeError as error:
+            skipped["s3"] = str(error)
     setting = {"rounds": args.rounds, "seconds": args.seconds, "batch": BATCH, "cpus": os.cpu_count()}
     return facts | {"data": data, "setting": setting, "disagreements": wrong, "skipped": skipped}
 

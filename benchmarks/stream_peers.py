@@ -59,6 +59,25 @@ def webdataset(uri: str, workers: int) -> Iterator[Batches]:
     yield iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
+@contextlib.contextmanager
+def webdataset_padded(uri: str, workers: int) -> Iterator[Batches]:
+    """The other usual way: samples padded one by one, and batches made by the DataLoader."""
+    import webdataset as wds
+
+    urls, _ = tars(uri)
+    dataset = wds.WebDataset(urls, shardshuffle=len(urls)).repeat().shuffle(100).decode("l8").map(padded_sample)
+    yield iter(wds.WebLoader(dataset, batch_size=BATCH, num_workers=workers))
+
+
+def padded_sample(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A random crop, padded with zeros."""
+    crop = crop_sample(sample)
+    padded = {name: array[0] for name, array in empty_batch(1, np.zeros).items()}
+    for name, array in padded.items():
+        array[: len(crop[name])] = crop[name]
+    return padded
+
+
 def open_object(url: str, mode: str = "rb", bufsize: int = 8192) -> Any:
     """An object of a bucket as a stream of bytes."""
     import boto3

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.stream_data import BATCH
 
-WARM_UP = 10
-"""Batches before the clock starts: twice the data, so that workers run and every page has been touched."""
+WARM_UP = 8
+"""Batches before the clock starts: more than an epoch, so that workers run and every page has been touched."""
 LEAST = 12
 """Batches that a run counts at least."""
 WAIT_S = 300
