@@ -21,6 +21,7 @@ import torch
 from shards.clip_source import Clip, ClipSource
 from shards.clip_table import ClipTable, Snapshot, check_alike, load_clips
 from shards.device import Batch, on_device
+from shards.download import FetchStats
 from shards.errors import UserError
 from shards.fetch import ShardRef
 from shards.layout import layout
@@ -83,7 +84,7 @@ class TrainingStream:
         self.clips = sum(order.clips for order in self._orders)
         self.waited_s = 0.0
         self._rolling: tuple[int, str] = (-1, "")
-        self._supply = ClipSource(config, self.tables)
+        self._shards = ClipSource(config, self.tables)
         self._batches: Batches | None = None
 
     def __enter__(self) -> TrainingStream:
@@ -99,7 +100,7 @@ class TrainingStream:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-        self._supply.source.close()
+        self._shards.source.close()
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -109,7 +110,12 @@ class TrainingStream:
     @property
     def skipped(self) -> list[str]:
         """What was left out as damaged, a line each."""
-        return self._supply.skipped
+        return self._shards.skipped
+
+    @property
+    def fetched(self) -> FetchStats:
+        """What was fetched from remote datasets so far, and what the cache held."""
+        return self._shards.source.stats
 
     def epoch(self, step: int) -> int:
         """Epoch in which a global step begins."""
@@ -165,12 +171,12 @@ class TrainingStream:
                     clips = self._planned(step + len(waiting), step, waiting)
                     if clips is None:
                         break
-                    waiting.append((clips, batches.submit(self._supply.samples(clips), share, frames)))
+                    waiting.append((clips, batches.submit(self._shards.samples(clips), share, frames)))
                 clips, task = waiting[0]
                 batches.finish(task)
                 if task.damaged is None:
                     break
-                self._supply.found_damaged(*task.damaged)
+                self._shards.found_damaged(*task.damaged)
                 # This step and those after it are planned again without the shard.
                 for _, other in waiting:
                     batches.finish(other)
@@ -195,10 +201,12 @@ class TrainingStream:
         """This rank's clips of a step, their shards at hand; None where the step is not due yet and they are not."""
         while True:
             clips = self._share(step)
-            self._want(due, step, [*itertools.chain.from_iterable(planned for planned, _ in waiting), *clips])
-            if step > due and not self._supply.ready(clips):
+            # What is not due yet gives way where the cache has no room for all.
+            needed = itertools.chain.from_iterable(planned for planned, _ in waiting) if step > due else clips
+            self._want(due, step, self._shards.refs(needed), self._shards.refs(clips))
+            if step > due and not self._shards.ready(clips):
                 return None
-            if self._supply.check(clips):
+            if self._shards.check(clips):
                 return clips
 
     def _share(self, step: int) -> list[Clip]:
@@ -207,7 +215,7 @@ class TrainingStream:
         begin = step * self.config.batch + self.rank * share
         datasets, inner = self._mixture.dataset(np.arange(begin, begin + share))
         clips = self._drawn(datasets, inner)
-        if self._supply.damaged:
+        if self._shards.damaged:
             for row, dataset in enumerate(datasets.tolist()):
                 clips[row] = self._sound(dataset, int(inner[row]))
         return clips
@@ -215,20 +223,23 @@ class TrainingStream:
     def _sound(self, dataset: int, number: int) -> Clip:
         table, order = self.tables[dataset], self._orders[dataset]
         for epoch, clip in zip(*order.clip(np.arange(number, number + 2 * order.clips)), strict=True):
-            if self._supply.usable(dataset, int(table.shard_of[clip])):
+            if self._shards.usable(dataset, int(table.shard_of[clip])):
                 return dataset, int(clip), int(epoch)
         raise UserError(f"{table.uri}: every shard of split {self.config.split!r} is damaged; run `f2v verify`")
 
-    def _want(self, due: int, last: int, clips: Sequence[Clip]) -> None:
-        """Have the shards at hand that `clips` and steps `due` to `last` need, and those soon after fetched."""
-        now = self._supply.refs(clips)
-        later: list[ShardRef] = []
+    def _want(self, due: int, last: int, needed: Sequence[ShardRef], soon: Sequence[ShardRef]) -> None:
+        """Have shards at hand: those `needed` now, then `soon`, then the window of steps `due` to `last`, then the next
+        ones."""
+        window: list[ShardRef] = []
+        ahead: list[ShardRef] = []
         numbers = np.arange(due * self.config.batch, (last + 1) * self.config.batch)
         datasets, inner = self._mixture.dataset(numbers)
         for number, (table, order) in enumerate(zip(self.tables, self._orders, strict=True)):
             here = inner[datasets == number]
             if not len(here):
                 continue
-            window, then = order.shards(int(here[0]), int(here[-1]) + 1, self.config.ahead)
-            later += [table.shards[shard] for shard in (*window, *then) if self._supply.usable(number, shard)]
-        self._supply.source.want(list(dict.fromkeys([*now, *later])), now=len(now))
+            found = order.shards(int(here[0]), int(here[-1]) + 1, self.config.ahead)
+            for shards, refs in zip(found, (window, ahead), strict=True):
+                refs += [table.shards[shard] for shard in shards if self._shards.usable(number, shard)]
+        refs = list(dict.fromkeys([*needed, *soon, *window, *ahead]))
+        self._shards.source.want(refs, now=len(needed))
