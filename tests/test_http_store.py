@@ -132,8 +132,9 @@ class TestFaults:
         assert proxy.counts[kind] == (3 if kind == "stall" else 6)
         assert len(web.asked) < 20
 
-    def test_bytes_that_came_are_not_fetched_again(self, proxy: FaultProxy, store: Store) -> None:
-        proxy.cut(2 << 20)
+    @pytest.mark.parametrize("fault", ["cut", "stall"])
+    def test_bytes_that_came_are_not_fetched_again(self, proxy: FaultProxy, store: Store, fault: str) -> None:
+        proxy.cut(2 << 20) if fault == "cut" else proxy.stall(2 << 20, 60)
         assert store.read_ranges("a", [(7, 3_000_000)]) == [BIG[7:3_000_007]]
         assert [asked for _, asked in proxy.asked] == ["bytes=7-3000006", f"bytes={7 + (2 << 20)}-3000006"]
 
