@@ -63,17 +63,19 @@ class Augmentation:
 
 def draw(config: AugmentConfig, frames: int, random: np.random.Generator) -> Augmentation:
     """Draw the augmentation of a sample of `frames` frames."""
+    seconds = frames // VIDEO_RATE
     # Every draw is made whether or not it is used, so that one switch does not shift the others.
-    top, left = random.integers(0, LIP_SIZE - CROP + 1, size=2).tolist()
-    flip, erase = random.random(2).tolist()
+    top, left, flip, erase, *masks = random.random(4 + 2 * seconds).tolist()
     box = _rectangle(random)
     shown = np.ones(frames, np.bool_)
     # Whole seconds only: the frames after the last one are never masked, as in the public recipe.
-    for second in range(frames // VIDEO_RATE):
-        length = int(random.integers(0, config.mask_frames + 1))
-        begin = second * VIDEO_RATE + int(random.integers(0, VIDEO_RATE - length + 1))
+    for second in range(seconds):
+        length = int(masks[2 * second] * (config.mask_frames + 1))
+        begin = second * VIDEO_RATE + int(masks[2 * second + 1] * (VIDEO_RATE - length + 1))
         shown[begin : begin + length] = False
-    return Augmentation((top, left), flip < config.flip, box if erase < config.erase else (0, 0, 0, 0), shown)
+    places = LIP_SIZE - CROP + 1
+    crop = int(top * places), int(left * places)
+    return Augmentation(crop, flip < config.flip, box if erase < config.erase else (0, 0, 0, 0), shown)
 
 
 def centred(frames: int) -> Augmentation:
@@ -113,10 +115,10 @@ def normalise(lips: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _rectangle(random: np.random.Generator) -> tuple[int, int, int, int]:
     """top, bottom, left, right of a rectangle of 2-33 % of the crop, sides between 0.3 and 3.3 to one."""
     while True:
-        area = random.uniform(0.02, 0.33) * CROP * CROP
-        ratio = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
+        share, shape, down, right = random.random(4).tolist()
+        area = (0.02 + 0.31 * share) * CROP * CROP
+        ratio = math.exp(math.log(0.3) + math.log(3.3 / 0.3) * shape)
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < height <= CROP and 0 < width <= CROP:
-            top = int(random.integers(0, CROP - height + 1))
-            left = int(random.integers(0, CROP - width + 1))
+            top, left = int(down * (CROP - height + 1)), int(right * (CROP - width + 1))
             return top, top + height, left, left + width

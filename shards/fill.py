@@ -141,7 +141,7 @@ class Filler:
             return
         frames, start, length = video
         data = _read(file, place[0], bytearray(place[1]))
-        decode_strip(bytes(data), frames, LIP_SIZE, LIP_SIZE, start, start + length, out[:length])
+        decode_strip(data, frames, LIP_SIZE, LIP_SIZE, start, start + length, out[:length])
         out[length:] = 0
 
     def _rows(self, file: int, place: list[int], name: str, rows: tuple[int, ...], out: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -27,17 +28,22 @@ def standardise(f0: NDArray[np.float32], mode: PitchMode = "zero") -> NDArray[np
     Returns:
         float32 [T], (x - mean) / (standard deviation + 1e-5); all zeros where no frame is voiced.
     """
-    voiced = ~np.isnan(f0)
+    voiced = f0 == f0
     if not voiced.any():
         return np.zeros(len(f0), np.float32)
     hertz = f0.astype(np.float64)
     if mode == "zero":
-        hertz = np.where(voiced, hertz, 0.0)
+        hertz[~voiced] = 0.0
         counted = hertz
     elif mode == "voiced":
         counted = hertz[voiced]
     else:
         hertz = np.interp(np.arange(len(f0)), np.flatnonzero(voiced), hertz[voiced])
         counted = hertz
-    standard = (hertz - counted.mean()) / (counted.std() + EPSILON)
-    return np.where(voiced | (mode != "voiced"), standard, 0.0).astype(np.float32)
+    mean = np.add.reduce(counted) / len(counted)
+    away = counted - mean
+    deviation = math.sqrt(np.add.reduce(away * away) / len(counted))
+    standard = (hertz - mean) / (deviation + EPSILON)
+    if mode == "voiced":
+        standard[~voiced] = 0.0
+    return standard.astype(np.float32)

@@ -20,6 +20,7 @@ MAX_SIDE = 65_000
 """JPEG sides are 16-bit; longer clips take more columns."""
 _BLOCK = 8
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
 _SOF0, _SOS = 0xC0, 0xDA
 
 
@@ -46,7 +47,7 @@ def encode_strip(frames: np.ndarray, quality: int = QUALITY) -> bytes:
 
 
 def decode_strip(
-    data: bytes,
+    data: bytes | bytearray,
     frames: int,
     height: int,
     width: int,
@@ -72,17 +73,16 @@ def decode_strip(
     tall, wide, channels = struct.unpack_from(">HHB", data, size_at)
     if (tall, wide) != (rows * height, columns * width) or channels not in (1, 3):
         raise SchemaError(f"strip of {wide}x{tall}, expected {columns * width}x{rows * height} for {frames} frames")
+    if not data.endswith(_EOI):
+        raise SchemaError("JPEG strip without its end marker")
     first, last = start // columns, -(-stop // columns)
-    head, body = data[:scan_at], data[scan_at:]
-    if (first, last) != (0, rows):
-        body = _cut(body, rows, first, last)
-        head = head[:size_at] + struct.pack(">H", (last - first) * height) + head[size_at + 2 :]
+    part = data if (first, last) == (0, rows) else _cut(data, size_at, scan_at, rows, (first, last), height)
     grey = channels == 1
     shape = ((last - first) * height, columns * width, channels)
     direct = out if grey and columns == 1 else None
     try:
         sheet = decode_jpeg(
-            head + body,
+            part,
             colorspace="GRAY" if grey else "RGB",
             fastdct=False,
             fastupsample=False,
@@ -108,7 +108,7 @@ def _columns(frames: int, height: int) -> int:
     return max(1, -(-frames * height // MAX_SIDE))
 
 
-def _headers(data: bytes) -> tuple[int, int]:
+def _headers(data: bytes | bytearray) -> tuple[int, int]:
     """Offsets of the frame header's size (height, width, channels) and of the entropy-coded data."""
     if data[:2] != _SOI:
         raise SchemaError("not a JPEG file")
@@ -131,16 +131,26 @@ def _headers(data: bytes) -> tuple[int, int]:
     raise SchemaError("JPEG strip without its headers")
 
 
-def _cut(body: bytes, rows: int, first: int, last: int) -> bytes:
-    """The segments of some rows, restart markers counted from zero again, and an end marker."""
-    codes = np.frombuffer(body, np.uint8)
-    # Inside coded data 0xFF is always followed by 0x00, so 0xFFD0-0xFFD7 can only be a restart marker.
-    marks = np.flatnonzero((codes[:-1] == 0xFF) & (codes[1:] >= 0xD0) & (codes[1:] <= 0xD7))
-    if len(marks) != rows - 1 or not body.endswith(_EOI):
-        raise SchemaError(f"JPEG strip has {len(marks)} restart markers, expected {rows - 1}")
-    bounds = [-2, *marks.tolist(), len(body) - 2]
-    parts = []
-    for row in range(first, last):
-        parts.append(body[bounds[row] + 2 : bounds[row + 1]])
-        parts.append(bytes((0xFF, 0xD0 + (row - first) % 8)) if row + 1 < last else _EOI)
-    return b"".join(parts)
+def _cut(
+    data: bytes | bytearray, size_at: int, scan_at: int, rows: int, wanted: tuple[int, int], height: int
+) -> bytearray:
+    """A strip of some rows of a strip: headers with another height, the rows' segments with restart markers counted
+    from zero again, and an end marker."""
+    first, last = wanted
+    begins, position = [scan_at], scan_at
+    # Inside coded data 0xFF is always followed by 0x00, so these bytes can only be the restart marker that is due.
+    for row in range(min(last, rows - 1)):
+        position = data.find(_RESTARTS[row % 8], position) + 2
+        if position < 2:
+            raise SchemaError(f"JPEG strip has {row} restart markers, expected {rows - 1}")
+        begins.append(position)
+    if last == rows:
+        begins.append(len(data))
+    part = bytearray(data[:scan_at])
+    part[size_at : size_at + 2] = struct.pack(">H", (last - first) * height)
+    shift = scan_at - begins[first]
+    part += data[begins[first] : begins[last]]
+    for row in range(first, last - 1):
+        part[begins[row + 1] + shift - 1] = 0xD0 + (row - first) % 8
+    part[-2:] = _EOI
+    return part
