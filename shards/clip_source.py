@@ -28,11 +28,6 @@ class ClipSource:
         self.skipped: list[str] = []
         self.source = ShardSource(config.cache or user_cache() / "shards", config.cache_bytes, config.verify)
 
-    @property
-    def damaged(self) -> bool:
-        """Whether any shard is damaged."""
-        return bool(self._bad)
-
     def usable(self, dataset: int, shard: int) -> bool:
         return (dataset, shard) not in self._bad
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import mmap
 import signal
-import sys
 import traceback
 from collections import OrderedDict
 from multiprocessing.connection import Connection
@@ -67,7 +66,3 @@ def fill_rows(filler: Filler, views: dict[str, NDArray[Any]], job: dict[str, Any
         except Exception:
             return {"fault": traceback.format_exc()}
     return {}
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -38,8 +38,8 @@ class Order:
         self._shard_of = np.asarray(shard_of, np.int64)
         self._window, self._seed = window, seed
         self.clips = len(self._shard_of)
-        used, self._dense = np.unique(self._shard_of, return_inverse=True)
-        self._used = used
+        self._used, self._dense = np.unique(self._shard_of, return_inverse=True)
+        self._epoch = lru_cache(maxsize=3)(self._make_epoch)
 
     def clip(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
         """(epoch, clip) of samples `numbers`."""
@@ -69,8 +69,7 @@ class Order:
         now = list(dict.fromkeys(now))
         return now, list(dict.fromkeys(shard for shard in later if shard not in set(now)))[:ahead]
 
-    @lru_cache(maxsize=3)  # noqa: B019 - lives and dies with the stream
-    def _epoch(self, epoch: int) -> tuple[Numbers, Numbers, Numbers]:
+    def _make_epoch(self, epoch: int) -> tuple[Numbers, Numbers, Numbers]:
         """Clips in order, and the first and last place of each shard that has clips."""
         random = generator(self._seed, "order", epoch)
         count = len(self._used)
@@ -103,6 +102,7 @@ class Mixture:
 
     def __init__(self, weights: Sequence[float], seed: object) -> None:
         self._seed = seed
+        self._block = lru_cache(maxsize=3)(self._make_block)
         parts = np.asarray(weights, np.float64) / np.sum(weights) * MIX_BLOCK
         self.shares = np.floor(parts).astype(np.int64)
         rest = MIX_BLOCK - int(self.shares.sum())
@@ -125,8 +125,7 @@ class Mixture:
             inner[here] = block * self.shares[datasets[here]] + before[places[here]]
         return datasets, inner
 
-    @lru_cache(maxsize=3)  # noqa: B019 - lives and dies with the stream
-    def _block(self, block: int) -> tuple[Numbers, Numbers]:
+    def _make_block(self, block: int) -> tuple[Numbers, Numbers]:
         which = np.repeat(np.arange(len(self.shares)), self.shares)
         if len(self.shares) > 1:
             which = generator(self._seed, "mix", block).permutation(which)

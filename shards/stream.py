@@ -215,16 +215,18 @@ class TrainingStream:
         begin = step * self.config.batch + self.rank * share
         datasets, inner = self._mixture.dataset(np.arange(begin, begin + share))
         clips = self._drawn(datasets, inner)
-        if self._shards.damaged:
-            for row, dataset in enumerate(datasets.tolist()):
-                clips[row] = self._sound(dataset, int(inner[row]))
+        for row, clip in enumerate(clips):
+            if not self._shards.usable(*self._shards.place(clip)):
+                clips[row] = self._sound(clip[0], int(inner[row]))
         return clips
 
     def _sound(self, dataset: int, number: int) -> Clip:
+        """The next clip of a sound shard after sample `number` of a dataset."""
         table, order = self.tables[dataset], self._orders[dataset]
-        for epoch, clip in zip(*order.clip(np.arange(number, number + 2 * order.clips)), strict=True):
-            if self._shards.usable(dataset, int(table.shard_of[clip])):
-                return dataset, int(clip), int(epoch)
+        for begin in range(number + 1, number + 2 * order.clips, 64):
+            for epoch, clip in zip(*order.clip(np.arange(begin, begin + 64)), strict=True):
+                if self._shards.usable(dataset, int(table.shard_of[clip])):
+                    return dataset, int(clip), int(epoch)
         raise UserError(f"{table.uri}: every shard of split {self.config.split!r} is damaged; run `f2v verify`")
 
     def _want(self, due: int, last: int, needed: Sequence[ShardRef], soon: Sequence[ShardRef]) -> None:

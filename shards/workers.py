@@ -6,9 +6,11 @@ A batch goes back into use when nothing refers to it any more, so nobody has to 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +35,16 @@ CHUNK = 16
 """Samples in a job at most: several workers share a batch, so the first one is there early."""
 LIVES = 3
 """Workers that may die over one job."""
+SENT = 32
+"""Jobs that a worker is sent before it has answered: so many answers always fit into its socket, so it never waits with
+one while it is sent more."""
 PAGE = 2 << 20
 """Slots begin at multiples of a huge page."""
+START = (
+    "import sys; sys.path = [path for path in sys.path if path] + [sys.argv[1]]; "
+    "from shards.filler import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+"""A worker as a program, which finds this package wherever it lies, and nothing in the working folder."""
 
 Views = dict[str, NDArray[Any]]
 
@@ -69,9 +80,9 @@ class Batches:
         self._maps: dict[int, mmap.mmap] = {}
         self._memory = _anonymous_file()
         self._filler = None if config.workers else Filler(config, seed, widths)
-        self._jobs: dict[int, tuple[Task, _Worker, bytes, int]] = {}
         self._count = 0
         self._workers = [self._spawn() for _ in range(config.workers)]
+        _all.add(self)
 
     def submit(self, samples: list[Sample], rows: int, frames: int) -> Task:
         """Begin to fill a batch of `rows` samples of `frames` video frames."""
@@ -86,7 +97,11 @@ class Batches:
             self._count += 1
             job = {"job": self._count, "first": first, "samples": [vars(s) for s in samples[first : first + CHUNK]]}
             task.open.add(self._count)
-            self._send(task, self._workers[self._count % len(self._workers)], {**place, **job})
+            worker = self._workers[self._count % len(self._workers)]
+            worker.jobs[self._count] = _Job(task, json.dumps({**place, **job}).encode())
+        self._listen(0)
+        for worker in self._workers:
+            worker.send()
         return task
 
     def finish(self, task: Task) -> None:
@@ -97,27 +112,31 @@ class Batches:
             RuntimeError: a fault of this program.
         """
         while task.open:
-            for line in wait([worker.line for worker in self._workers]):
-                worker = next(worker for worker in self._workers if worker.line is line)
-                try:
-                    answer = json.loads(worker.line.recv_bytes())
-                except (EOFError, ConnectionError):
-                    self._replace(worker)
-                    continue
-                whose = self._jobs.pop(answer["job"])[0]
-                whose.open.discard(answer["job"])
-                self._note(whose, answer)
+            self._listen(None)
+
+    def _listen(self, seconds: float | None) -> None:
+        """Take the answers that are there, or come within so many seconds."""
+        for line in wait([worker.line for worker in self._workers], seconds):
+            worker = next(worker for worker in self._workers if worker.line is line)
+            try:
+                answer = json.loads(worker.line.recv_bytes())
+            except (EOFError, ConnectionError):
+                self._replace(worker)
+                continue
+            job = worker.jobs.pop(answer["job"])
+            worker.send()
+            job.task.open.discard(answer["job"])
+            self._note(job.task, answer)
 
     def close(self) -> None:
         """End the workers. Batches that somebody still holds stay valid."""
         for worker in self._workers:
-            worker.line.close()
+            worker.dismiss()
         for worker in self._workers:
             worker.process.wait()
         if self._filler is not None:
             self._filler.close()
         self._workers.clear()
-        self._jobs.clear()
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
@@ -146,14 +165,12 @@ class Batches:
     def _spawn(self) -> _Worker:
         ours, theirs = Pipe()
         root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, "-m", "shards.filler", str(theirs.fileno()), str(self._memory)],
+            [sys.executable, "-c", START, root, str(theirs.fileno()), str(self._memory)],
             pass_fds=[theirs.fileno(), self._memory],
             stdin=subprocess.DEVNULL,
             # Ctrl-C is the training loop's to handle, also while a worker starts.
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
         )
         theirs.close()
         hello = {
@@ -163,44 +180,76 @@ class Batches:
             "slot_bytes": self.slot_bytes,
         }
         worker = _Worker(process, ours)
-        worker.send(json.dumps(hello).encode())
+        worker.say(json.dumps(hello).encode())
         return worker
-
-    def _send(self, task: Task, worker: _Worker, job: dict[str, Any], lives: int = LIVES) -> None:
-        data = json.dumps(job).encode()
-        self._jobs[job["job"]] = task, worker, data, lives
-        worker.send(data)
 
     def _replace(self, dead: _Worker) -> None:
         """Put another worker in the place of one that died, and give it all its open jobs: filling twice does no
         harm."""
         dead.line.close()
         dead.process.wait()
-        code = dead.process.returncode
         fresh = self._spawn()
         self._workers[self._workers.index(dead)] = fresh
-        for number, (task, worker, data, lives) in list(self._jobs.items()):
-            if worker is not dead:
-                continue
-            if lives == 1:
-                keys = ", ".join(sample["key"] for sample in json.loads(data)["samples"])
+        for number, job in dead.jobs.items():
+            # Jobs are done in turn: it died over the first one.
+            lives = job.lives - (not fresh.jobs)
+            if not lives:
+                keys = ", ".join(sample["key"] for sample in json.loads(job.data)["samples"])
                 raise UserError(
-                    f"workers of the training stream die again and again (exit {code}; -9 is often: out of memory) "
-                    f"over the clips {keys}; try data.workers=0, fewer data.workers, or a smaller data.prefetch"
+                    f"workers of the training stream die again and again (exit {dead.process.returncode}; -9 is often: "
+                    f"out of memory) over the clips {keys}; try data.workers=0, fewer data.workers, or a smaller "
+                    "data.prefetch"
                 )
-            self._jobs[number] = task, fresh, data, lives - 1
-            fresh.send(data)
+            fresh.jobs[number] = _Job(job.task, job.data, lives)
+        fresh.send()
+
+
+@dataclass
+class _Job:
+    task: Task
+    data: bytes
+    lives: int = LIVES
+    sent: bool = False
 
 
 @dataclass(eq=False)
 class _Worker:
+    """A process, and what it has not answered yet. The jobs hold on to their batches."""
+
     process: subprocess.Popen[bytes]
     line: Connection
+    jobs: dict[int, _Job] = field(default_factory=dict)
 
-    def send(self, data: bytes) -> None:
-        """Tell the worker something; that it is dead is noticed when its answer does not come."""
+    def send(self) -> None:
+        """Send the next jobs, as far as it may have so many."""
+        for job in itertools.islice(self.jobs.values(), SENT):
+            if not job.sent:
+                job.sent = True
+                self.say(job.data)
+
+    def say(self, data: bytes) -> None:
+        """That a worker is dead is noticed when its answer does not come."""
         with contextlib.suppress(ConnectionError):
             self.line.send_bytes(data)
+
+    def dismiss(self) -> None:
+        """Have it end, whoever else may hold a copy of the line."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        self.line.close()
+
+
+_all: WeakSet[Batches] = WeakSet()
+
+
+def _after_fork() -> None:
+    """A child that lives longer than this process would keep its workers alive."""
+    for batches in list(_all):
+        for worker in batches._workers:
+            worker.line.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _anonymous_file() -> int:

@@ -164,7 +164,7 @@ def workers_of(parent: int) -> list[int]:
         with contextlib.suppress(OSError):
             words = path.read_bytes().split(b"\0")
             status = Path(path.parent, "status").read_text()
-            if b"shards.filler" in words and f"PPid:\t{parent}\n" in status:
+            if any(b"shards.filler" in word for word in words) and f"PPid:\t{parent}\n" in status:
                 found.append(int(path.parent.name))
     return found
 
