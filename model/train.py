@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,8 @@ def _train(
         checkpoint.save(folder, now, config.keep)
 
     network.train()
-    with _stop_signal() as stop, Progress("train", config.steps, "steps") as progress:
+    done = False
+    with _stop_signal(stream.interrupt) as stop, Progress("train", config.steps, "steps") as progress:
         progress.advance(step)
         for batch in stream.batches(step, device):
             arrived = time.perf_counter()
@@ -149,6 +150,9 @@ def _train(
                 save()
             if done:
                 break
+        if not done:
+            # A signal came while there was no data.
+            save()
     log.close()
     return Result(str(folder), step, math.nan if first is None else first, last, step < config.steps)
 
@@ -165,19 +169,22 @@ def mel_statistics(tables: Sequence[ClipTable]) -> tuple[float, float]:
     return mean, math.sqrt(max(squares / count - mean**2, 1e-8))
 
 
-def _snapshots(state: checkpoint.Checkpoint) -> list[Snapshot]:
-    return [Snapshot.model_validate(facts) for facts in state.dataset["snapshots"]]
+def _snapshots(state: checkpoint.Checkpoint) -> list[Snapshot] | None:
+    found = state.dataset.get("snapshots")
+    return found and [Snapshot.model_validate(facts) for facts in found]
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Any]:
-    """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written."""
+def _stop_signal(interrupt: Callable[[], None]) -> Iterator[Any]:
+    """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written; `interrupt` ends
+    the wait for data."""
     caught: list[int] = []
 
     def note(number: int, frame: object) -> None:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
+        interrupt()
 
     # Python lets the main thread alone handle signals.
     ours = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()

@@ -59,6 +59,10 @@ class _Entry:
     yields: bool = False
 
 
+class Interrupted(Exception):
+    """Somebody asked that nothing be waited for any more."""
+
+
 class ShardSource:
     """Makes shards available as local files.
 
@@ -67,6 +71,10 @@ class ShardSource:
         cache_bytes: its limit.
         verify: whether local shards are checked against their sha256, once in the life of the source. Fetched ones
             always are.
+
+    Attributes:
+        stats: what was fetched.
+        interrupted: set it, from a signal handler too, and nothing is waited for any more.
     """
 
     def __init__(self, cache: Path, cache_bytes: int, verify: bool = True) -> None:
@@ -78,6 +86,7 @@ class ShardSource:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed, self._process = False, os.getpid()
+        self.interrupted = False
         _sources.add(self)
 
     def __enter__(self) -> ShardSource:
@@ -112,6 +121,12 @@ class ShardSource:
                 entry = self._entries.pop(ref, None) or _Entry(ref, place < now)
                 if place < now:
                     self._urge(entry)
+                elif entry.urgent:
+                    # It stays where it is, but gives way where others need the room.
+                    entry.urgent, entry.full_since = False, None
+                    if entry.pin is not None:
+                        entry.pin.release()
+                        entry.pin = None
                 entries[ref] = entry
             for entry in self._entries.values():
                 self._let_go(entry)
@@ -133,6 +148,7 @@ class ShardSource:
             CorruptShard: the shard is missing or has other bytes, also when fetched a second time.
             StorageError: storage does not answer, or other processes' shards leave no room in the cache.
             UserError: the cache cannot be written.
+            Interrupted: `interrupted` was set.
         """
         self._check_process()
         began = time.monotonic()
@@ -149,7 +165,9 @@ class ShardSource:
             self._changed.notify_all()
             try:
                 while entry.path is None and entry.error is None and not self._closed:
-                    # Briefly, so that the main thread answers Ctrl-C.
+                    if self.interrupted:
+                        raise Interrupted
+                    # Briefly, so that the main thread answers signals.
                     self._changed.wait(TICK)
             finally:
                 self.stats.waited_s += time.monotonic() - began

@@ -78,6 +78,12 @@ class Filler:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def close_deleted(self) -> None:
+        """Let go of files that were deleted meanwhile: until then they take their room on disk."""
+        for path, file in list(self._files.items()):
+            if not os.fstat(file).st_nlink:
+                os.close(self._files.pop(path))
+
     def fill(self, views: Mapping[str, NDArray[Any]], row: int, sample: Sample) -> None:
         """Read a sample into row `row`, and clear what lies behind its end.
 

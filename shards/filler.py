@@ -57,6 +57,7 @@ def serve(line: Connection, memory: int) -> None:
 
 def fill_rows(filler: Filler, views: dict[str, NDArray[Any]], job: dict[str, Any]) -> dict[str, Any]:
     """Fill rows `first` and on with the samples of a job; what went wrong, if anything did."""
+    filler.close_deleted()
     for row, fields in enumerate(job["samples"], job["first"]):
         sample = Sample(**fields)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -23,7 +24,7 @@ from shards.clip_table import ClipTable, Snapshot, check_alike, load_clips
 from shards.device import Batch, on_device
 from shards.download import FetchStats
 from shards.errors import UserError
-from shards.fetch import ShardRef
+from shards.fetch import Interrupted, ShardRef
 from shards.layout import layout
 from shards.order import Mixture, Numbers, Order
 from shards.stream_config import StreamConfig
@@ -62,6 +63,8 @@ class TrainingStream:
         world: int = 1,
         snapshots: Sequence[Snapshot] | None = None,
     ) -> None:
+        if not 0 <= rank < world:
+            raise UserError(f"rank {rank} of {world} processes: ranks are 0 to {world - 1}")
         if config.batch % world:
             raise UserError(f"data.batch {config.batch} cannot be split over {world} processes")
         self.config, self.rank, self.world, self._seed = config, rank, world, seed
@@ -86,6 +89,7 @@ class TrainingStream:
         self._rolling: tuple[int, str] = (-1, "")
         self._shards = ClipSource(config, self.tables)
         self._batches: Batches | None = None
+        weakref.finalize(self, self._shards.source.close)
 
     def __enter__(self) -> TrainingStream:
         return self
@@ -94,6 +98,10 @@ class TrainingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def interrupt(self) -> None:
+        """Have `batches` end instead of waiting for storage or workers. A signal handler may call this."""
+        self._shards.source.interrupted = True
 
     def close(self) -> None:
         """End workers and fetches."""
@@ -154,34 +162,19 @@ class TrainingStream:
     def host_batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This rank's batches as they are filled: the arrays of `shards.layout.Layout` as tensors, and `keys`.
 
-        The memory of a batch is used again once nothing refers to its tensors any more.
+        The memory of a batch is used again once nothing refers to its tensors any more. Ends only by `interrupt`.
 
         Raises:
             UserError: a damaged shard (where `damaged` is `stop`), storage that failed, or no usable shard left.
         """
-        share = self.config.batch // self.world
-        frames = self.config.crop_frames
-        batches = self._opened()
         depth = self.config.prefetch + 1 if self.config.workers else 1
         waiting: deque[tuple[list[Clip], Task]] = deque()
         for step in itertools.count(start):
             begin = time.perf_counter()
-            while True:
-                while len(waiting) < depth:
-                    clips = self._planned(step + len(waiting), step, waiting)
-                    if clips is None:
-                        break
-                    waiting.append((clips, batches.submit(self._shards.samples(clips), share, frames)))
-                clips, task = waiting[0]
-                batches.finish(task)
-                if task.damaged is None:
-                    break
-                self._shards.found_damaged(*task.damaged)
-                # This step and those after it are planned again without the shard.
-                for _, other in waiting:
-                    batches.finish(other)
-                waiting.clear()
-            waiting.popleft()
+            try:
+                clips, task = self._due(step, depth, waiting)
+            except Interrupted:
+                return
             self.waited_s += time.perf_counter() - begin
             batch: dict[str, Any] = {name: torch.from_numpy(value) for name, value in task.views.items()}
             batch["keys"] = [self.tables[dataset].keys[clip] for dataset, clip, _ in clips]
@@ -189,12 +182,36 @@ class TrainingStream:
             yield batch
             del batch
 
+    def _due(self, step: int, depth: int, waiting: deque[tuple[list[Clip], Task]]) -> tuple[list[Clip], Task]:
+        """The filled batch of a step; up to `depth` batches from it on are on their way in `waiting`."""
+        batches = self._opened()
+        shape = self.config.batch // self.world, self.config.crop_frames
+
+        def interrupted() -> bool:
+            return self._shards.source.interrupted
+
+        while True:
+            while len(waiting) < depth:
+                clips = self._planned(step + len(waiting), step, waiting)
+                if clips is None:
+                    break
+                waiting.append((clips, batches.submit(self._shards.samples(clips), *shape)))
+            batches.finish(waiting[0][1], interrupted)
+            if waiting[0][1].damaged is None:
+                return waiting.popleft()
+            self._shards.found_damaged(*waiting[0][1].damaged)
+            # This step and those after it are planned again without the shard.
+            for _, other in waiting:
+                batches.finish(other, interrupted)
+            waiting.clear()
+
     def _opened(self) -> Batches:
         if self._batches is None:
             widths = self.index.widths
             shape = self.config.batch // self.world, self.config.crop_frames
             size = layout(*shape, tuple(sorted(widths.items())), self.config.augment_on == "worker").bytes
             self._batches = Batches(self.config, self._seed, widths, size)
+            weakref.finalize(self, self._batches.close)
         return self._batches
 
     def _planned(self, step: int, due: int, waiting: Sequence[tuple[list[Clip], Task]]) -> list[Clip] | None:

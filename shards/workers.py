@@ -16,6 +16,7 @@ import sys
 import tempfile
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -25,7 +26,9 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.download import TICK
 from shards.errors import UserError
+from shards.fetch import Interrupted
 from shards.fill import Filler, Sample
 from shards.filler import fill_rows
 from shards.layout import Layout, layout
@@ -104,17 +107,20 @@ class Batches:
             worker.send()
         return task
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Wait until a batch is filled, or known to be damaged.
 
         Raises:
+            Interrupted: as the caller asked for.
             UserError: workers died over one of its jobs again and again.
             RuntimeError: a fault of this program.
         """
         while task.open:
-            self._listen(None)
+            if interrupted():
+                raise Interrupted
+            self._listen(TICK)
 
-    def _listen(self, seconds: float | None) -> None:
+    def _listen(self, seconds: float) -> None:
         """Take the answers that are there, or come within so many seconds."""
         for line in wait([worker.line for worker in self._workers], seconds):
             worker = next(worker for worker in self._workers if worker.line is line)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -321,6 +323,99 @@ def test_datasets_are_mixed_by_their_weights(folder: Path, tmp_path: Path) -> No
     assert len(lengths) == 320
 
 
+def test_filters_and_orders_of_a_mixture_are_each_datasets_own(folder: Path, tmp_path: Path) -> None:
+    toy_dataset(tmp_path, SHARDS, speakers=["ann", "bob", "12"])
+    mix = [{"uri": str(tmp_path), "where": {"speaker": {"one_of": ["bob", 12]}}}]
+    with stream(folder, mix=mix) as source:
+        assert len(source.tables[0].keys) == 9
+        assert set(source.tables[1].keys) == {"s1c0", "s1c1", "s2c0", "s2c1", "s2c2", "s2c3"}
+    with stream(folder, mix=[{"uri": str(folder)}], window=3) as source:
+        drawn = [clip for step in range(18) for clip in source.global_clips(step)]
+    one, two = ([clip for dataset, clip, epoch in drawn if dataset == number and epoch == 0] for number in (0, 1))
+    assert one[: min(len(one), len(two))] != two[: min(len(one), len(two))]
+
+
+def test_a_mixture_goes_on_with_its_own_states(folder: Path, tmp_path: Path) -> None:
+    toy_dataset(tmp_path, SHARDS, speakers=["ann", "bob", "12"])
+    settings = {"mix": [{"uri": str(tmp_path), "where": {"speaker": {"one_of": ["ann"]}}}]}
+    first = stream(folder, **settings)
+    whole = take(first, 0, 6)
+    toy_dataset(tmp_path, SHARDS, speakers=["eve", "ann", "12"])
+    again = TrainingStream(str(folder), first.config, seed=3, snapshots=first.snapshots)
+    assert all(same(a, b) for a, b in zip(whole[2:], take(again, 2, 4), strict=True))
+    with pytest.raises(UserError, match="began with 2 datasets, not 1"):
+        TrainingStream(str(folder), StreamConfig(), seed=3, snapshots=first.snapshots)
+
+
+def test_seeds_and_epochs_change_the_crop_of_a_clip(tmp_path: Path) -> None:
+    toy_dataset(tmp_path, [[500]], fields=NEEDED, raw=True)
+    starts = []
+    for seed in (1, 2):
+        with TrainingStream(str(tmp_path), StreamConfig(batch=1, crop_frames=20, workers=0), seed) as source:
+            starts.append([int(batch["start"]) for batch in itertools.islice(source.host_batches(0), 5)])
+    assert len({*starts[0], *starts[1]}) > 7
+
+
+def test_skipping_gives_every_rank_its_part_of_one_batch(tmp_path: Path) -> None:
+    toy_dataset(tmp_path, SHARDS)
+    damage(tmp_path, 2, "cut")
+    whole = take(stream(tmp_path, damaged="skip", batch=8), 0, 9)
+    assert all(same(a, b) for a, b in zip(whole, run(tmp_path, 4, 0, 0, 9, damaged="skip", batch=8), strict=True))
+
+
+def test_many_small_batches_ahead_do_not_block(folder: Path) -> None:
+    with stream(folder, workers=1, prefetch=500) as source:
+        assert len(list(itertools.islice(source.host_batches(0), 3))) == 3
+
+
+def test_closing_does_not_wait_for_somebody_elses_child(folder: Path) -> None:
+    with stream(folder, workers=1) as source:
+        next(source.host_batches(0))
+        child = os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+        begin = time.monotonic()
+        source.close()
+        taken = time.monotonic() - begin
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert taken < 5
+
+
+def test_interrupting_ends_a_wait(folder: Path) -> None:
+    with stream(folder, workers=1) as source:
+        batches = source.batches(0)
+        next(batches)
+        for process in workers_of(os.getpid()):
+            os.kill(process, signal.SIGSTOP)
+        timer = threading.Timer(0.5, source.interrupt)
+        timer.start()
+        assert len(list(batches)) < 5
+        for process in workers_of(os.getpid()):
+            os.kill(process, signal.SIGCONT)
+
+
+def test_a_module_of_the_working_folder_is_not_taken_for_ours(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert len(take(stream(folder, workers=1), 0, 2)) == 2
+    finally:
+        os.chdir(before)
+
+
+def test_a_stream_that_is_dropped_ends_its_workers(folder: Path) -> None:
+    source = stream(folder, workers=2)
+    next(source.batches(0))
+    assert len(workers_of(os.getpid())) == 2
+    del source
+    gc.collect()
+    assert not workers_of(os.getpid())
+
+
 def test_datasets_made_in_different_ways_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     changed = {**RECIPES, "mel": Recipe(version=1, settings={"filterbank": "slaney"}, weights="")}
     toy_dataset(tmp_path / "mel", SHARDS, recipes=changed)
@@ -370,6 +465,8 @@ def test_clear_errors(folder: Path, tmp_path: Path) -> None:
         stream(folder, split="test")
     with pytest.raises(UserError, match="batch 4"):
         stream(folder, world=3)
+    with pytest.raises(UserError, match="ranks are 0 to 3"):
+        stream(folder, rank=4, world=4)
     with pytest.raises(UserError, match="no dataset"):
         stream(tmp_path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from shards.layout import NEEDED
 from shards.stream import StreamConfig, TrainingStream
 from tests.buckets import Outside
 from tests.proxy import FaultProxy
-from tests.test_stream import same
+from tests.test_fetch import settle
+from tests.test_stream import same, workers_of
 from tests.toy import toy_dataset
 from tests.webserver import serve
 
@@ -66,6 +69,33 @@ def test_a_bucket_through_cuts_stalls_and_wrong_bytes(
     assert all(same(a, b) for a, b in zip(whole[16:], again, strict=True))
     assert stats.hits > 0
     assert stats.fetched_bytes == 0
+
+
+def test_what_comes_next_is_fetched_ahead(
+    s3_uri: str, outside: Outside, local: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    upload(outside, local[0])
+    config = StreamConfig(batch=1, crop_frames=20, workers=0, window=2, ahead=2, cache=tmp_path / "cache")
+    with TrainingStream(s3_uri, config, seed=3) as source:
+        next(source.batches(0))
+        settle(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 3)
+        time.sleep(0.2)
+        assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+
+
+def test_a_shard_that_gave_way_takes_no_room(
+    s3_uri: str, outside: Outside, local: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    upload(outside, local[0])
+    largest = max(shard.bytes for shard in Dataset(str(local[0])).index().shards)
+    config = StreamConfig(
+        batch=1, crop_frames=20, workers=1, window=1, prefetch=1, cache=tmp_path / "cache", cache_bytes=2 * largest
+    )
+    with TrainingStream(s3_uri, config, seed=3) as source:
+        for _ in itertools.islice(source.batches(0), 30):
+            [worker] = workers_of(os.getpid())
+            links = [os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir() if path.is_symlink()]
+            assert sum(".tar (deleted)" in link for link in links) <= 2
 
 
 def test_a_shard_that_is_damaged_in_the_bucket(
