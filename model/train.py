@@ -98,7 +98,7 @@ def _train(
     meter = Meter()
     first: float | None = None
     last = math.nan
-    said = 0
+    start, said = step, 0
     begin = time.monotonic()
 
     def save() -> None:
@@ -112,6 +112,11 @@ def _train(
         progress.advance(step)
         for batch in stream.batches(step, device):
             arrived = time.perf_counter()
+            if step == start:
+                progress.note(
+                    f"data: {stream.clips} clips, {stream.clips / config.data.batch:.1f} steps an epoch, batches take "
+                    f"{stream.memory_bytes / 1e6:.0f} MB"
+                )
             while said < len(stream.skipped):
                 progress.note(f"step {step}: skipped {stream.skipped[said]}")
                 said += 1

@@ -16,7 +16,7 @@ from shards.errors import UserError
 from shards.fetch import ShardRef
 from shards.layout import NEEDED
 from shards.manifest import INDEX, Index, PackedShard, difference
-from shards.schema import FIELDS, VIDEO_RATE, SchemaError
+from shards.schema import FIELDS, VIDEO_RATE, SchemaError, stored
 from shards.storage import open_store
 from shards.stream_config import Condition
 
@@ -58,7 +58,8 @@ class ClipTable:
         offset, size = self.places[clip, NEEDED.index(name)].tolist()
         try:
             [data] = open_store(self.uri).read_ranges(ref.name, [(offset, size)])
-            return decode(FIELDS[name], data, int(self.frames[clip]))
+            raw = ["lips"] if self.raw[int(self.shard_of[clip])] else []
+            return decode(stored(name, raw), data, int(self.frames[clip]))
         except FileNotFoundError:
             raise UserError(f"{self.uri}/{ref.name}: missing; run `f2v verify`") from None
         except SchemaError as error:
@@ -165,12 +166,18 @@ def _wanted(rows: Sequence[ClipRow], where: Mapping[str, Condition], uri: str) -
         raise UserError(
             f"data.where.{unknown[0]}: {uri} has no such column; there are {', '.join(sorted(columns))}, duration"
         )
+    for name, condition in where.items():
+        there = {str(_value(row, name)) for row in rows}
+        for value in (*(condition.one_of or ()), *condition.none_of):
+            if str(value) not in there:
+                some = ", ".join(sorted(there - {"None"})[:8])
+                raise UserError(f"data.where.{name}: no clip of {uri} has {value!r}; there are {some} ...")
     return {row.key for row in rows if all(_meets(_value(row, name), name, where[name]) for name in where)}
 
 
 def _value(row: ClipRow, name: str) -> str | float | None:
     value: str | float | None = row.frames / VIDEO_RATE if name == "duration" else getattr(row, name)
-    return value
+    return None if value == "" else value
 
 
 def _meets(value: str | float | None, name: str, condition: Condition) -> bool:

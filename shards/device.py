@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from shards.augment import CROP, SCALE, SHIFT
+from shards.errors import UserError
+from shards.workers import Batches
 
 Batch = dict[str, Any]
 """A batch as the network takes it, with B samples of F video frames and T = 2F acoustic frames:
@@ -66,24 +69,30 @@ def augmented(lips: Tensor, how: dict[str, Tensor], device: torch.device) -> Ten
     return out
 
 
-def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, slot_bytes: int) -> Iterator[Batch]:
+def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, batches: Batches) -> Iterator[Batch]:
     """Batches on `device`. On a GPU one is copied and augmented while the network works on the one before.
 
     Args:
-        hosts: batches whose `lips` begin the piece of memory that they lie in.
-        slot_bytes: of such a piece.
+        hosts: batches on the host, in memory of `batches`, which their `lips` begin.
     """
     if device.type != "cuda":
         yield from (network_batch(host, device) for host in hosts)
         return
     side = torch.cuda.Stream(device)
-    locked: set[int] = set()
+    locked: list[int] = []
+    refused: list[int] = []
 
-    def load() -> tuple[Batch, dict[str, Any], torch.cuda.Event] | None:
-        host = next(hosts, None)
+    def load() -> tuple[Batch, dict[str, Any], torch.cuda.Event] | UserError | None:
+        try:
+            host = next(hosts, None)
+        except UserError as error:
+            # It belongs to the step after the one that is at hand.
+            return error
         if host is None:
             return None
-        _page_lock(host["lips"].data_ptr(), slot_bytes, locked)
+        start = host["lips"].data_ptr()
+        if start not in batches.locked and not refused:
+            (locked if _page_lock(start, batches, device) else refused).append(start)
         with torch.cuda.stream(side):
             batch = network_batch(host, device)
             done = torch.cuda.Event()
@@ -93,6 +102,8 @@ def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, slot_bytes:
     try:
         following = load()
         while following is not None:
+            if isinstance(following, UserError):
+                raise following
             batch, host, done = following
             current = torch.cuda.current_stream(device)
             current.wait_event(done)
@@ -107,13 +118,16 @@ def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, slot_bytes:
     finally:
         torch.cuda.synchronize(device)
         for start in locked:
+            batches.locked.discard(start)
             torch.cuda.cudart().cudaHostUnregister(start)
 
 
-def _page_lock(start: int, size: int, locked: set[int]) -> None:
-    """Page-lock memory the first time that it comes by, so that copies from it do not hold up the host.
-
-    Where the system refuses (a limit on locked memory), copies are merely slower.
-    """
-    if start not in locked and int(torch.cuda.cudart().cudaHostRegister(start, size, 0)) == 0:
-        locked.add(start)
+def _page_lock(start: int, batches: Batches, device: torch.device) -> bool:
+    """Page-lock a slot, so that copies from it do not hold up the host; whether the system allowed it."""
+    if int(torch.cuda.cudart().cudaHostRegister(start, batches.slot_bytes, 0)) == 0:
+        batches.locked.add(start)
+        return True
+    # The refusal stays behind as CUDA's last error, which the next launch reports and clears.
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device=device).add_(1)
+    return False

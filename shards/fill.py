@@ -102,9 +102,12 @@ class Filler:
 
     def _fill(self, views: Mapping[str, NDArray[Any]], row: int, sample: Sample) -> None:
         whole = sample.epoch is None
-        random = generator(self._seed, "sample", sample.epoch, sample.key)
+        # The first dataset of a mixture has the crops that it has without others.
+        random = generator(
+            self._seed, "sample", sample.epoch, sample.key, *([sample.dataset] if sample.dataset else [])
+        )
         length = sample.frames if whole else min(sample.frames, self._config.crop_frames)
-        start = 0 if whole else int(random.integers(0, sample.frames - length + 1))
+        start = 0 if whole else int(random.random() * (sample.frames - length + 1))
         how = centred(length) if whole else draw(self._config.augment, length, random)
         file = self._open(sample.path)
         places = dict(zip(NEEDED, sample.places, strict=True))

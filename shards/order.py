@@ -75,7 +75,7 @@ class Order:
         count = len(self._used)
         window = min(self._window, count)
         position = np.empty(count, np.int64)
-        position[random.permutation(count)] = np.arange(count)
+        position[_permutation(random, count)] = np.arange(count)
         # With `window` shards in each of count - window + 1 stretches, shard p is inside from p - window + 1 to p.
         enters = np.maximum(position - window + 1, 0)
         leaves = np.minimum(position, count - window) + 1
@@ -128,9 +128,14 @@ class Mixture:
     def _make_block(self, block: int) -> tuple[Numbers, Numbers]:
         which = np.repeat(np.arange(len(self.shares)), self.shares)
         if len(self.shares) > 1:
-            which = generator(self._seed, "mix", block).permutation(which)
+            which = which[_permutation(generator(self._seed, "mix", block), MIX_BLOCK)]
         before = np.empty(MIX_BLOCK, np.int64)
         for dataset in range(len(self.shares)):
             here = which == dataset
             before[here] = np.arange(int(here.sum()))
         return which, before
+
+
+def _permutation(random: np.random.Generator, count: int) -> Numbers:
+    """0 to count - 1 in random order. Not numpy's own, which may change from one release to the next."""
+    return np.argsort(random.random(count), kind="stable")

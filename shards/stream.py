@@ -125,6 +125,11 @@ class TrainingStream:
         """What was fetched from remote datasets so far, and what the cache held."""
         return self._shards.source.stats
 
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the batches: those on their way, and those that somebody still holds."""
+        return self._batches.slots * self._batches.slot_bytes if self._batches else 0
+
     def epoch(self, step: int) -> int:
         """Epoch in which a global step begins."""
         return step * self.config.batch // self.clips
@@ -157,7 +162,7 @@ class TrainingStream:
 
     def batches(self, start: int, device: str | torch.device = "cpu") -> Iterator[Batch]:
         """This rank's batches from global step `start` on, as the network takes them; see `shards.device.Batch`."""
-        return on_device(self.host_batches(start), torch.device(device), self._opened().slot_bytes)
+        return on_device(self.host_batches(start), torch.device(device), self._opened())
 
     def host_batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This rank's batches as they are filled: the arrays of `shards.layout.Layout` as tensors, and `keys`.

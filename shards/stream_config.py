@@ -61,8 +61,8 @@ class StreamConfig(Config):
         cache: folder for shards of remote datasets; default in the user's cache folder.
         cache_bytes: how large it may get, all processes of a machine together.
         ahead: shards that are fetched before they enter the window.
-        verify: compare shards of local datasets with the index's sha256 when they are first used (remote ones always
-            are).
+        verify: compare shards of local datasets with the index's sha256 when a process first uses them (remote
+            ones always are).
         damaged: whether a damaged shard stops the run or is skipped, its clips replaced by the ones after them.
         index: `first` keeps a resumed run on the state of the dataset that it began with; `current` takes the newest.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +66,7 @@ class WholeClips:
         done = self._config.augment_on == "worker"
         largest = max((layout(*self._shape(plan), widths, done).bytes for plan in self._plans), default=0)
         batches = Batches(self._config, 0, self.table.index.widths, largest)
-        yield from on_device(self._host_batches(batches), torch.device(device), batches.slot_bytes)
+        yield from on_device(self._host_batches(batches), torch.device(device), batches)
 
     def _plan(self, max_frames: int) -> list[list[Clip]]:
         plans: list[list[Clip]] = []
@@ -92,24 +93,31 @@ class WholeClips:
         depth = self._config.prefetch + 1 if self._config.workers else 1
         todo = deque(self._plans)
         waiting: deque[tuple[list[Clip], Task]] = deque()
+
+        def at_hand(clips: list[Clip]) -> bool:
+            """Whether the shards of a batch are there; only the batch that is due waits for them."""
+            needed = supply.refs(clip for plan, _ in waiting for clip in plan) if waiting else supply.refs(clips)
+            soon = [ref for plan in [clips, *itertools.islice(todo, depth)] for ref in supply.refs(plan)]
+            supply.source.want(list(dict.fromkeys([*needed, *soon])), now=len(needed))
+            if waiting and not supply.ready(clips):
+                return False
+            supply.check(clips)
+            return True
+
         try:
             while todo or waiting:
-                while todo and len(waiting) < depth:
-                    clips = todo.popleft()
-                    now = supply.refs([*(clip for plan, _ in waiting for clip in plan), *clips])
-                    soon = [ref for plan in list(todo)[:depth] for ref in supply.refs(plan)]
-                    supply.source.want(list(dict.fromkeys([*now, *soon])), now=len(now))
-                    supply.check(clips)
-                    if clips := [clip for clip in clips if supply.usable(*supply.place(clip))]:
-                        task = batches.submit(supply.samples(clips), *self._shape(clips))
-                        waiting.append((clips, task))
+                while todo and len(waiting) < depth and at_hand(todo[0]):
+                    if clips := [clip for clip in todo.popleft() if supply.usable(*supply.place(clip))]:
+                        waiting.append((clips, batches.submit(supply.samples(clips), *self._shape(clips))))
                 if not waiting:
                     continue
                 clips, task = waiting.popleft()
                 batches.finish(task)
                 if task.damaged is not None:
                     supply.found_damaged(*task.damaged)
-                    todo.appendleft(clips)
+                    # This batch and those after it are planned again without the shard.
+                    todo.extendleft(plan for plan, _ in [*reversed(waiting), (clips, task)])
+                    waiting.clear()
                     continue
                 batch: dict[str, Any] = {name: torch.from_numpy(value) for name, value in task.views.items()}
                 batch["keys"] = [self.table.keys[clip] for _, clip, _ in clips]

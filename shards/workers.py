@@ -72,6 +72,7 @@ class Batches:
 
     Attributes:
         slots: batches that there is memory for; grows while batches are held on to.
+        locked: addresses of slots that are page-locked; kept by whoever locks them.
     """
 
     def __init__(self, config: StreamConfig, seed: int, widths: dict[str, int], slot_bytes: int) -> None:
@@ -79,6 +80,7 @@ class Batches:
         self._widths = widths
         self.slot_bytes = slot_bytes + -slot_bytes % PAGE
         self.slots = 0
+        self.locked: set[int] = set()
         self._free: deque[int] = deque()
         self._maps: dict[int, mmap.mmap] = {}
         self._memory = _anonymous_file()
@@ -96,9 +98,10 @@ class Batches:
         if self._filler is not None:
             self._note(task, fill_rows(self._filler, task.views, {"first": 0, "samples": [vars(s) for s in samples]}))
             return task
-        for first in range(0, len(samples), CHUNK):
+        chunk = min(CHUNK, -(-len(samples) // len(self._workers)))
+        for first in range(0, len(samples), chunk):
             self._count += 1
-            job = {"job": self._count, "first": first, "samples": [vars(s) for s in samples[first : first + CHUNK]]}
+            job = {"job": self._count, "first": first, "samples": [vars(s) for s in samples[first : first + chunk]]}
             task.open.add(self._count)
             worker = self._workers[self._count % len(self._workers)]
             worker.jobs[self._count] = _Job(task, json.dumps({**place, **job}).encode())
@@ -126,7 +129,7 @@ class Batches:
             worker = next(worker for worker in self._workers if worker.line is line)
             try:
                 answer = json.loads(worker.line.recv_bytes())
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 self._replace(worker)
                 continue
             job = worker.jobs.pop(answer["job"])

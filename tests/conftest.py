@@ -22,6 +22,7 @@ from shards.config import load_config
 from shards.dataset import Dataset
 from tests.buckets import outside, proxy  # noqa: F401
 from tests.seaweed import free_ports, s3_server, s3_uri  # noqa: F401
+from tests.streams import toy_folder  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 

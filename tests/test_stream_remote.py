@@ -16,8 +16,9 @@ from shards.layout import NEEDED
 from shards.stream import StreamConfig, TrainingStream
 from tests.buckets import Outside
 from tests.proxy import FaultProxy
+from tests.streams import same
 from tests.test_fetch import settle
-from tests.test_stream import same, workers_of
+from tests.test_stream_processes import workers_of
 from tests.toy import toy_dataset
 from tests.webserver import serve
 

@@ -17,12 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cli.main import main
 from model import checkpoint
-from model.train import train
+from model.train import mel_statistics, train
 from model.train_config import TrainConfig, train_config
 from pipeline.build import Summary
+from shards.clip_table import load_clips
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import Recipe
+from shards.reader import read_fields
 from tests.toy import RECIPES, toy_dataset
 
 Built = tuple[Dataset, Summary]
@@ -108,6 +110,20 @@ def test_shards_made_in_another_way_are_refused(toy: str, tmp_path: Path) -> Non
         train(other.uri, tmp_path / "run", config("steps=2"))
     with pytest.raises(UserError, match=r"dataset\.stages\.mel\.settings\.filterbank was 'htk', is 'slaney'"):
         train(other.uri, tmp_path / "run", config("steps=2", "data.index=current"))
+
+
+def test_statistics_of_the_mel_are_over_all_datasets(toy: str, tmp_path: Path) -> None:
+    toy_dataset(tmp_path, [[60], [70]])
+    uris = (toy, str(tmp_path))
+    tables = [load_clips(uri, "train", 13, {}) for uri in uris]
+    mels = [
+        read_fields(Dataset(uri), shard, clip, ["mel"])["mel"].ravel()
+        for uri in uris
+        for shard in Dataset(uri).index().shards
+        for clip in shard.clips
+    ]
+    every = np.concatenate(mels).astype(np.float64)
+    np.testing.assert_allclose(mel_statistics(tables), (every.mean(), every.std()), rtol=1e-6)
 
 
 def test_a_finished_run_is_left_alone(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

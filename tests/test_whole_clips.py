@@ -16,10 +16,9 @@ from shards.errors import UserError
 from shards.layout import NEEDED
 from shards.stream_config import StreamConfig
 from shards.whole_clips import WholeClips
-from tests.test_stream import damage, same
+from tests.streams import SHARDS, same
+from tests.test_stream_choice import damage
 from tests.toy import toy_dataset, toy_values
-
-SHARDS = [[30, 14, 20], [25, 13], [40, 16, 18, 22]]
 
 
 def clips(folder: Path | str, max_frames: int, rank: int = 0, world: int = 1, **settings: object) -> WholeClips:
