@@ -241,7 +241,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     rejected(Reason.UNREADABLE, tmp_path / "text.mp4")
     rejected(Reason.UNREADABLE, tmp_path)
     with pytest.raises(UserError, match="no such storage"):
-        list(decode_video("https://example.org/a.mp4"))
+        list(decode_video("ftp://example.org/a.mp4"))
     os.mkfifo(tmp_path / "fifo.mp4")
     rejected(Reason.UNREADABLE, tmp_path / "fifo.mp4")
 

@@ -263,10 +263,10 @@ def test_stage_refuses_what_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "c.npy"
     with open(path, "wb") as stream:
         save_codebook(stream, np.zeros((10, 384), np.float32))
-    for config, words in (
-        (SpeechConfig(), "no centroids"),
-        (SpeechConfig(centroids=path), "clusters"),
-        (SpeechConfig(centroids=path, clusters=10, layer=5), "layer"),
+    for settings, words in (
+        ({}, "no centroids"),
+        ({"centroids": path}, "clusters"),
+        ({"centroids": path, "clusters": 10, "layer": 5}, "layer"),
     ):
         with pytest.raises(UserError, match=words):
-            Speech(config).setup()
+            Speech(SpeechConfig.model_validate(settings)).setup()
