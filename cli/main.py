@@ -16,6 +16,7 @@ from shards.signals import Stopped, catch_signals
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
+    "corpus": "synthetic talking faces to try everything with",
     "build": "videos -> shards",
     "plan": "what a build would do, why, and its cost",
     "status": "what a dataset holds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("espeakng_loader", reason="needs the demo extra")
 pytest.importorskip("skimage", reason="needs the demo extra")
 av = pytest.importorskip("av")
 
+from cli.main import main  # noqa: E402
 from pipeline.synthetic.corpus import SPEAKERS, Take, make_take, plan, write_corpus, write_faulty  # noqa: E402
 from pipeline.synthetic.espeak import speak  # noqa: E402
 from pipeline.synthetic.face import render  # noqa: E402
@@ -95,6 +97,31 @@ def test_splits_share_no_sentence() -> None:
     assert len({(t.speaker.name, t.name) for t in takes}) == 200
     with pytest.raises(UserError, match="voices"):
         plan(10, 9, 0)
+
+
+def test_held_out_voices_speak_in_test_alone() -> None:
+    takes = plan(640, 4, seed=1, held_out_voices=1)
+    assert len({t.text for t in takes}) == len(takes) == 640
+    counts = Counter((t.split, t.speaker.name) for t in takes)
+    known = ("s1", "s2", "s3", "s4")
+    assert {key for key in counts if key[1] not in known} == {("test", "s5")}
+    assert counts["test", "s5"] == 40
+    assert [sum(counts[split, s] for s in known) for split in ("train", "valid", "test")] == [480, 60, 60]
+    assert min(counts.values()) >= 15
+    assert plan(9, 1, 0, held_out_voices=2)[-1].speaker.name == "s3"
+    for clips, held in ((10, 5), (4, 2), (10, -1)):
+        with pytest.raises(UserError, match=r"held-out voices|clips asked for"):
+            plan(clips, 4, 0, held_out_voices=held)
+
+
+def test_command_writes_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--clips", "4", "--voices", "1", "--held-out-voices", "1", "--seed", "2", "--size", "128"]
+    assert main(["corpus", str(tmp_path / "c"), *options]) == 0
+    assert "4 clips" in capsys.readouterr().out
+    found = sorted(p.relative_to(tmp_path / "c").parent.as_posix() for p in tmp_path.rglob("*.mp4"))
+    assert found == ["test/s1", "test/s2", "train/s1", "valid/s1"]
+    assert main(["corpus", str(tmp_path / "d"), "--voices", "8", "--held-out-voices", "1"]) == 2
+    assert "held-out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("speaker", SPEAKERS, ids=lambda s: s.voice)

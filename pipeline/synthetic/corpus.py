@@ -75,27 +75,37 @@ class Take:
         return " ".join(self.words)
 
 
-def plan(clips: int, voices: int, seed: int) -> list[Take]:
+def plan(clips: int, voices: int, seed: int, held_out_voices: int = 0) -> list[Take]:
     """Draw sentences, all different, and deal them to speakers and splits.
 
-    One clip in ten is for `test`, one for `valid` (at least one each); all speakers take part in turn.
+    The first `voices` of `SPEAKERS` take part in turn, one clip in ten for `test`, one for `valid` (at least one
+    each). The `held_out_voices` after them speak one clip in sixteen each (at least one), in `test` alone.
 
     Raises:
-        UserError: fewer than three clips, more than there are sentences, or more voices than there are.
+        UserError: too few clips, more than there are sentences, or more voices than there are.
     """
     total = int(np.prod([len(slot) for slot in _SLOTS]))
-    if not 3 <= clips <= total:
-        raise UserError(f"synthetic corpus: {clips} clips asked for, 3 to {total} are possible")
+    fewest = 3 + held_out_voices
+    if not fewest <= clips <= total:
+        raise UserError(f"synthetic corpus: {clips} clips asked for, {fewest} to {total} are possible")
     if not 1 <= voices <= len(SPEAKERS):
         raise UserError(f"synthetic corpus: {voices} voices asked for, 1 to {len(SPEAKERS)} are possible")
+    if not 0 <= held_out_voices <= len(SPEAKERS) - voices:
+        raise UserError(
+            f"synthetic corpus: {held_out_voices} held-out voices asked for, beside {voices} others"
+            f" 0 to {len(SPEAKERS) - voices} are possible"
+        )
+    apart = held_out_voices * max(1, clips // 16)
     drawn = np.random.default_rng(seed).choice(total, size=clips, replace=False)
-    held = max(1, clips // 10)
+    known = clips - apart
+    held = max(1, known // 10)
     takes = []
     for i, number in enumerate(drawn):
         indices = np.unravel_index(int(number), [len(slot) for slot in _SLOTS])
         words = tuple(slot[int(j)] for slot, j in zip(_SLOTS, indices, strict=True))
-        split = "test" if i < held else "valid" if i < 2 * held else "train"
-        takes.append(Take(split, SPEAKERS[i % voices], words, (seed, i)))
+        speaker = i % voices if i < known else voices + (i - known) % held_out_voices
+        split = "test" if i < held or i >= known else "valid" if i < 2 * held else "train"
+        takes.append(Take(split, SPEAKERS[speaker], words, (seed, i)))
     return takes
 
 
@@ -137,6 +147,7 @@ def write_corpus(
     size: int = 192,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    held_out_voices: int = 0,
 ) -> list[Path]:
     """Write `<split>/<speaker>/<sentence>.mp4` with the sentence beside it in `.txt`.
 
@@ -144,11 +155,12 @@ def write_corpus(
 
     Args:
         folder: made if missing.
-        clips: number of clips; one in ten each for `valid` and `test`, no sentence occurs twice.
-        voices: number of speakers, 1 to 8.
+        clips: number of clips, those of held-out voices included; no sentence occurs twice.
+        voices: number of speakers, 1 to 8, who speak in all splits: one clip in ten each for `valid` and `test`.
         size: width and height, even, 128 to 512 pixels.
         workers: processes; 1 works in this one.
         progress: called with (done, clips) after each clip.
+        held_out_voices: number of further speakers, those after the first `voices`, who speak in `test` alone.
 
     Returns:
         The videos, in the order of the plan.
@@ -158,7 +170,7 @@ def write_corpus(
     """
     if size % 2 or not 128 <= size <= 512:
         raise UserError(f"synthetic corpus: size {size}, expected an even number from 128 to 512")
-    jobs = [(folder, take, size) for take in plan(clips, voices, seed)]
+    jobs = [(folder, take, size) for take in plan(clips, voices, seed, held_out_voices)]
     paths = []
     for path in _each(jobs, workers):
         paths.append(path)
