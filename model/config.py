@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from shards.config import Config, load_config
+
+Width = Annotated[int, Field(ge=1)]
 
 
 class LipEncoderConfig(Config):
@@ -25,7 +27,7 @@ class LipEncoderConfig(Config):
 
     stem: int = Field(64, ge=1)
     stem_stride: int = Field(2, ge=1)
-    trunk: tuple[int, int, int, int] = (64, 128, 256, 512)
+    trunk: tuple[Width, Width, Width, Width] = (64, 128, 256, 512)
     trunk_blocks: int = Field(2, ge=1)
     dim: int = Field(1024, ge=1)
     layers: int = Field(24, ge=1)
@@ -53,9 +55,23 @@ class EncoderConfig(Config):
     Attributes:
         dim: width of every hidden sequence.
         layers, heads, ffn: of each of the three Transformers.
+        dropout, attention_dropout: in them, on what a layer adds (and within its feed-forward part), and on the
+            attention weights.
+        positions: turned into queries and keys (`rotary`: relative, so longer clips than in training work), or added
+            to the input of each Transformer (`sinusoidal`).
         blocks, kernel, expansion: ConvNeXt-V2 blocks of a predictor.
+        norm_eps, grn_eps: added in a block to the variance of its LayerNorm, and to the mean norm of its GRN.
+        drop_path: chance, in training, that a clip skips a block.
+        head_dropout: ahead of a predictor's last layer.
         masked_kernel, masked_gap: taps of the masked convolution; how many in its middle are blind (odd).
+        masked_hidden, masked_activation: layers between that convolution and the head, each on its frame alone, and
+            what follows the convolution and each of them.
         prosody_kernel: convolutions that embed pitch and energy (odd).
+        up_kernel, up_conv: transposed convolution from the video rate to the acoustic rate (even), and the plain one
+            behind it (odd).
+        fusion_kernel, fusion_layers, fusion_dropout: convolutions that fuse a face feature with the hidden sequence.
+        identity: features `frames` by frames, or their `mean` over the clip in every frame.
+        normalize_identity: identity features, or their mean, have unit length. Stored ones have it already.
     """
 
     dim: int = Field(512, ge=1)
@@ -63,20 +79,39 @@ class EncoderConfig(Config):
     heads: int = Field(4, ge=1)
     ffn: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    positions: Literal["rotary", "sinusoidal"] = "rotary"
     blocks: int = Field(3, ge=1)
     kernel: int = Field(7, ge=1)
     expansion: int = Field(4, ge=1)
+    norm_eps: float = Field(1e-6, gt=0)
+    grn_eps: float = Field(1e-6, gt=0)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    head_dropout: float = Field(0.1, ge=0, lt=1)
     masked_kernel: int = Field(15, ge=3)
     masked_gap: int = Field(5, ge=1)
+    masked_hidden: int = Field(1, ge=0)
+    masked_activation: Literal["gelu", "tanh"] = "gelu"
     prosody_kernel: int = Field(9, ge=1)
+    up_kernel: int = Field(4, ge=2)
+    up_conv: int = Field(3, ge=1)
+    fusion_kernel: int = Field(3, ge=1)
+    fusion_layers: int = Field(2, ge=1)
+    fusion_dropout: float = Field(0.1, ge=0, lt=1)
+    identity: Literal["frames", "mean"] = "frames"
+    normalize_identity: bool = True
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:
         if self.dim % (2 * self.heads):
-            raise ValueError(f"dim {self.dim} must be a multiple of twice the heads {self.heads} (rotary pairs)")
-        for key in ("kernel", "masked_kernel", "masked_gap", "prosody_kernel"):
+            raise ValueError(
+                f"dim {self.dim} must be a multiple of twice the heads {self.heads} (positions turn pairs of channels)"
+            )
+        for key in ("kernel", "masked_kernel", "masked_gap", "prosody_kernel", "up_conv", "fusion_kernel"):
             if getattr(self, key) % 2 == 0:
-                raise ValueError(f"{key} {getattr(self, key)} must be odd")
+                raise ValueError(f"{key} {getattr(self, key)} must be odd, so that frames keep their place")
+        if self.up_kernel % 2:
+            raise ValueError(f"up_kernel {self.up_kernel} must be even, so that the frames double exactly")
         if self.masked_gap >= self.masked_kernel:
             raise ValueError(f"masked_gap {self.masked_gap} must be below masked_kernel {self.masked_kernel}")
         return self
@@ -93,7 +128,7 @@ class DecoderConfig(Config):
             Not in the paper; without it a short training never learns to take the noise away.
     """
 
-    channels: tuple[int, int] = (256, 256)
+    channels: tuple[Width, Width] = (256, 256)
     blocks: int = Field(1, ge=1)
     mid_blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
@@ -126,11 +161,11 @@ class FlowConfig(Config):
 class LossConfig(Config):
     """Weights of the training loss (Eq. 7), and the label smoothing of the units (1 - alpha of Eq. 1)."""
 
-    cfm: float = 1.0
-    prior: float = 1.0
-    content: float = 0.5
-    timbre: float = 0.5
-    prosody: float = 0.5
+    cfm: float = Field(1.0, ge=0)
+    prior: float = Field(1.0, ge=0)
+    content: float = Field(0.5, ge=0)
+    timbre: float = Field(0.5, ge=0)
+    prosody: float = Field(0.5, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.layers import Fusion, TimeConv, Transformer, Up2
+from model.layers import Fusion, TimeConv, Transformer, Up2, mean_over_time
 from model.predictors import MaskedPredictor, Predictor
 
 MEL_BINS = 80
@@ -63,7 +64,7 @@ class HierarchicalEncoder(nn.Module):
         super().__init__()
         self.config = config
         dim = config.encoder.dim
-        self.lip_up = Up2(config.lip_encoder.dim, dim)
+        self.lip_up = _up2(config, config.lip_encoder.dim)
         self.content = Content(config)
         self.timbre = Timbre(config) if config.timbre else None
         self.prosody = Prosody(config) if config.prosody else None
@@ -100,8 +101,17 @@ class HierarchicalEncoder(nn.Module):
 
 
 def _transformer(config: ModelConfig) -> Transformer:
-    encoder = config.encoder
-    return Transformer(encoder.dim, encoder.layers, encoder.heads, encoder.ffn, encoder.dropout)
+    c = config.encoder
+    return Transformer(c.dim, c.layers, c.heads, c.ffn, c.dropout, c.attention_dropout, c.positions)
+
+
+def _up2(config: ModelConfig, inputs: int) -> Up2:
+    return Up2(inputs, config.encoder.dim, config.encoder.up_kernel, config.encoder.up_conv)
+
+
+def _fusion(config: ModelConfig) -> Fusion:
+    c = config.encoder
+    return Fusion(c.dim, c.fusion_kernel, c.fusion_layers, c.fusion_dropout)
 
 
 class Content(nn.Module):
@@ -127,11 +137,12 @@ class Timbre(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dim = config.encoder.dim
-        self.up = Up2(config.identity_dim, dim) if config.face_id else None
-        self.fusion = Fusion(dim, config.encoder.dropout) if config.face_id else None
+        self.mean_identity = config.encoder.identity == "mean"
+        self.normalize_identity = config.encoder.normalize_identity
+        self.up = _up2(config, config.identity_dim) if config.face_id else None
+        self.fusion = _fusion(config) if config.face_id else None
         self.predictor = Predictor(config.encoder, config.timbre_dim)
-        self.embedding = nn.Linear(config.timbre_dim, dim)
+        self.embedding = nn.Linear(config.timbre_dim, config.encoder.dim)
 
     def forward(
         self, x: Tensor, identity: Tensor, mask: Tensor, targets: Targets | None
@@ -139,11 +150,15 @@ class Timbre(nn.Module):
         """Prediction by name, and what the stage adds to the hidden sequence; `mask` is at the video rate."""
         mask2 = mask.repeat_interleave(2, dim=1)
         if self.up is not None and self.fusion is not None:
-            x = self.fusion(self.up(identity, mask), x, mask2)
-        frames = self.predictor(x, mask2).float() * mask2[..., None]
-        timbre = frames.sum(dim=1) / mask2.sum(dim=1, keepdim=True).clamp(min=1)
+            x = self.fusion(self.up(self._identity(identity, mask), mask), x, mask2)
+        timbre = mean_over_time(self.predictor(x, mask2), mask2)
         given = timbre if targets is None else targets.timbre
         return {"timbre": timbre}, x + self.embedding(given)[:, None]
+
+    def _identity(self, identity: Tensor, mask: Tensor) -> Tensor:
+        if self.mean_identity:
+            identity = mean_over_time(identity, mask)[:, None].expand_as(identity)
+        return F.normalize(identity, dim=-1) if self.normalize_identity else identity
 
 
 class Prosody(nn.Module):
@@ -152,8 +167,8 @@ class Prosody(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, kernel = config.encoder.dim, config.encoder.prosody_kernel
-        self.up = Up2(config.expression_dim, dim) if config.fe else None
-        self.fusion = Fusion(dim, config.encoder.dropout) if config.fe else None
+        self.up = _up2(config, config.expression_dim) if config.fe else None
+        self.fusion = _fusion(config) if config.fe else None
         self.pitch, self.energy = Predictor(config.encoder, 1), Predictor(config.encoder, 1)
         self.masked = (
             nn.ModuleDict({name: MaskedPredictor(config.encoder, 1) for name in ("pitch", "energy")})

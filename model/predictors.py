@@ -14,9 +14,14 @@ class Predictor(nn.Module):
     def __init__(self, config: EncoderConfig, outputs: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ConvNeXtBlock(config.dim, config.kernel, config.expansion) for _ in range(config.blocks)
+            ConvNeXtBlock(
+                config.dim, config.kernel, config.expansion, config.norm_eps, config.grn_eps, config.drop_path
+            )
+            for _ in range(config.blocks)
         )
-        self.head = nn.Sequential(nn.LayerNorm(config.dim), nn.Dropout(config.dropout), nn.Linear(config.dim, outputs))
+        self.head = nn.Sequential(
+            nn.LayerNorm(config.dim), nn.Dropout(config.head_dropout), nn.Linear(config.dim, outputs)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         for block in self.blocks:
@@ -33,13 +38,11 @@ class MaskedPredictor(nn.Module):
     def __init__(self, config: EncoderConfig, outputs: int) -> None:
         super().__init__()
         self.conv = BlindConv(config.dim, config.dim, config.masked_kernel, config.masked_gap)
-        self.head = nn.Sequential(
-            nn.LayerNorm(config.dim),
-            nn.GELU(),
-            nn.Linear(config.dim, config.dim),
-            nn.GELU(),
-            nn.Linear(config.dim, outputs),
-        )
+        activation = {"gelu": nn.GELU, "tanh": nn.Tanh}[config.masked_activation]
+        pieces: list[nn.Module] = [nn.LayerNorm(config.dim), activation()]
+        for _ in range(config.masked_hidden):
+            pieces += [nn.Linear(config.dim, config.dim), activation()]
+        self.head = nn.Sequential(*pieces, nn.Linear(config.dim, outputs))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.head(self.conv(x, mask))
