@@ -25,6 +25,7 @@ COMMANDS = {
     "gc": "objects that are no longer needed",
     "export": "plain tars with chosen fields",
     "units": "centroids of speech units",
+    "weights": "the part of a public checkpoint that is used",
     "train": "train on a dataset's shards",
     "synthesize": "silent video -> speech",
     "demo": "the whole job on a synthetic corpus",
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
     module.configure(command)
     # Options may stand between SOURCE and DATASET; argparse cannot do that where there are sub-commands.
-    parse = command.parse_args if options.command == "units" else command.parse_intermixed_args
+    parse = command.parse_args if options.command in ("units", "weights") else command.parse_intermixed_args
     arguments = parse(options.arguments)
     catch_signals()
     try:

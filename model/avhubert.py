@@ -6,8 +6,6 @@ with the learnable weighted sum over layers.
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +15,7 @@ from torch.nn import functional as F
 
 from model.config import LipEncoderConfig
 from model.layers import attend, split_heads
-from shards.errors import UserError
-
-DROPPED = ("feature_extractor_audio.", "mask_emb", "final_proj.", "label_embs_concat")
-"""Public keys that the video path does not use begin so: audio branch and pretraining heads."""
+from model.lip_weights import load_public
 
 
 class LipEncoder(nn.Module):
@@ -66,44 +61,8 @@ class LipEncoder(nn.Module):
         return F.layer_norm(state, state.shape[-1:]) if self.config.normalize else state
 
     def load_public(self, path: Path) -> None:
-        """Load a public AV-HuBERT checkpoint: a `torch.save`d dict of tensors, bare or under the key `model`.
-
-        The original fairseq file holds pickled objects of fairseq and must be reduced to its tensors first.
-
-        Raises:
-            UserError: the file is missing, is no plain dict of tensors, or holds other keys or shapes.
-        """
-        weights = _read_tensors(path)
-        weights = {key: value for key, value in weights.items() if not key.startswith(DROPPED)}
-        own = self.network.state_dict()
-        faults = [f"missing {key}" for key in sorted(own.keys() - weights.keys())]
-        faults += [f"unexpected {key}" for key in sorted(weights.keys() - own.keys())]
-        faults += [
-            f"{key} has shape {list(weights[key].shape)}, not {list(own[key].shape)}"
-            for key in sorted(own.keys() & weights.keys())
-            if weights[key].shape != own[key].shape
-        ]
-        if faults:
-            more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-            raise UserError(f"AV-HuBERT weights {path}: not this network: {'; '.join(faults[:8])}{more}")
-        self.network.load_state_dict(weights)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"AV-HuBERT weights {path}: no such file") from None
-    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"AV-HuBERT weights {path}: not a plain file of tensors ({reason}); "
-            "an original fairseq checkpoint must be re-saved with its 'model' tensors alone"
-        ) from None
-    weights = tree.get("model", tree) if isinstance(tree, dict) else tree
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"AV-HuBERT weights {path}: expected a dict of tensors, bare or under the key 'model'")
-    return weights
+        """Load public AV-HuBERT weights, as `model.lip_weights.load_public`. Raises UserError: not this network's."""
+        load_public(self.network, path)
 
 
 class AVHubert(nn.Module):

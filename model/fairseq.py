@@ -1,0 +1,296 @@
+"""Tensors out of a file of `torch.save`, fairseq's checkpoints among them, without running anything that is in it.
+
+A checkpoint is a pickle, and a pickle may call any function. fairseq's also hold its own and omegaconf's objects, which
+would need those packages. Here torch's way to store tensors is read afresh: its storages and rebuilders become records,
+ordered tables become dicts, and every other class or function an empty stub. Only the tensors that are asked for are
+then read, each checked against the file's size first, so that a forged shape cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import struct
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from shards.errors import UserError
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""What torch's format before 1.6 begins with: two pickled numbers."""
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+HEAD = 16
+"""Bytes that say what kind of file it is."""
+TYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class _Storage(NamedTuple):
+    """A row of numbers in the file: `length` of them from `start` on."""
+
+    key: str
+    dtype: torch.dtype
+    start: int
+    length: int
+
+
+# What a pickle can get hold of. It may call these, and set their state or items, so none does anything.
+
+
+class _Stub:
+    """An object of a class, or the result of a function, that is not looked at."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        return
+
+    def __call__(self, *_: object, **__: object) -> _Stub:
+        return self
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+    def __setitem__(self, *_: object) -> None:
+        return
+
+    def append(self, _: object) -> None:
+        return
+
+
+class _Table(dict[Any, Any]):
+    """An ordered dict, without the attributes that the file may give it."""
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+class _Record:
+    """A tensor as the file states it, not yet checked or read."""
+
+    def __init__(self, storage: object, offset: object, size: object, stride: object, *_: object) -> None:
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+class _Parameter:
+    """Called with a tensor's record, gives just that."""
+
+    def __new__(cls, data: Any, *_: object) -> Any:
+        return data
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+_KNOWN: dict[tuple[str, str], type] = {
+    ("collections", "OrderedDict"): _Table,
+    ("torch._utils", "_rebuild_tensor"): _Record,
+    ("torch._utils", "_rebuild_tensor_v2"): _Record,
+    ("torch._utils", "_rebuild_parameter"): _Parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _Parameter,
+}
+
+# Python's own class: the compiled one sets aside as much memory as a forged number in the file asks for.
+_Unpickler: Any = pickle._Unpickler
+
+
+class _Reader(_Unpickler):
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream, encoding="latin-1")
+        self.storages: dict[str, torch.dtype] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in TYPES:
+            return TYPES[name]
+        return _KNOWN.get((module, name), _Stub)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """torch's reference to a storage: ("storage", type, key, device, length), before 1.6 with a view of it."""
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or not isinstance(pid[1], torch.dtype):
+            return _Stub()
+        _, dtype, key, _, length, *view = pid
+        start = 0
+        if view and view[0] is not None:
+            _, start, length = view[0]
+        if not (_is_size(start) and _is_size(length)):
+            raise pickle.UnpicklingError("a storage of no size")
+        self.storages[str(key)] = dtype
+        return _Storage(str(key), dtype, start, length)
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError("an extension code")
+
+
+class _File(Protocol):
+    tree: Any
+
+    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+        """`count` numbers of a storage from `first` on."""
+
+
+class _ZipFile:
+    """torch's format since 1.6: a zip file, nothing compressed, with a pickle and one file for each storage."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._archive = zipfile.ZipFile(stream)
+        self._files = {info.filename: info for info in self._archive.infolist()}
+        name = next((name for name in self._files if name.endswith("/data.pkl")), None)
+        if name is None:
+            raise ValueError("a zip file that torch.save did not write")
+        self._root = name.removesuffix("data.pkl")
+        order = f"{self._root}byteorder"
+        if order in self._files and self._whole(order) != b"little":
+            raise ValueError("its numbers are big-endian, which is not read here")
+        self.tree = _Reader(BytesIO(self._whole(name))).load()
+
+    def _find(self, name: str) -> zipfile.ZipInfo:
+        info = self._files.get(name)
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its part {name} is missing or compressed")
+        return info
+
+    def _whole(self, name: str) -> bytes:
+        return self._archive.read(self._find(name))
+
+    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+        info = self._find(f"{self._root}data/{storage.key}")
+        with self._archive.open(info) as stream:
+            if first:
+                stream.seek(first * storage.dtype.itemsize)
+            return _exactly(stream, count * storage.dtype.itemsize)
+
+
+class _LegacyFile:
+    """torch's format before 1.6: pickles one after the other, then the storages, each after its length."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream = stream
+        if _Reader(stream).load() != MAGIC or _Reader(stream).load() != PROTOCOL:
+            raise ValueError("a pickle that torch.save did not write")
+        system = _Reader(stream).load()
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise ValueError("its numbers are big-endian, which is not read here")
+        reader = _Reader(stream)
+        self.tree = reader.load()
+        self._places: dict[str, tuple[int, int]] = {}
+        for key in _Reader(stream).load():
+            (count,) = struct.unpack("<q", stream.read(8))
+            place = stream.tell()
+            end = place + count * reader.storages[str(key)].itemsize
+            if count < 0 or end > size:
+                raise ValueError("a storage ends behind the file")
+            self._places[str(key)] = (place, count)
+            stream.seek(end)
+
+    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+        place, whole = self._places[storage.key]
+        if first + count > whole:
+            raise ValueError("a tensor ends behind its storage")
+        self._stream.seek(place + first * storage.dtype.itemsize)
+        return _exactly(self._stream, count * storage.dtype.itemsize)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors by name that a file of `torch.save` holds under `model`, or at its top, on the CPU.
+
+    Floating numbers come as float32. What is no tensor is passed over.
+
+    Raises:
+        UserError: the file cannot be read, is damaged or of another kind, or holds no tensors there.
+    """
+    try:
+        with open(path, "rb") as stream:
+            head, size = stream.read(HEAD), os.fstat(stream.fileno()).st_size
+            stream.seek(0)
+            if not head.startswith((ZIP, PICKLE)):
+                begins = f"it begins with {head!r}" if head else "it is empty"
+                raise UserError(f"{path}: no file that torch.save wrote ({begins})")
+            file: _File = _ZipFile(stream) if head.startswith(ZIP) else _LegacyFile(stream, size)
+            return _tensors(file, path, size)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: damaged, cut short or not torch's format ({words or type(error).__name__})") from None
+
+
+def _tensors(file: _File, path: Path, size: int) -> dict[str, Tensor]:
+    tree = file.tree
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no table of tensors by name")
+    inside = tree.get("model", tree)
+    records = {
+        name: record
+        for name, record in (inside.items() if isinstance(inside, dict) else ())
+        if isinstance(name, str) and isinstance(record, _Record)
+    }
+    if not records:
+        names = ", ".join(name for name in list(tree)[:8] if isinstance(name, str))[:200] or "nothing"
+        raise UserError(f"{path}: no tensors by name under 'model' or at its top; there it holds {names}")
+    # More than the file only where tensors share numbers.
+    left = 2 * size
+    found = {}
+    for name, record in records.items():
+        try:
+            storage, offset, shape, stride, span = _checked(record)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        left -= span * storage.dtype.itemsize
+        if left < 0:
+            raise ValueError("its tensors would be more than twice its size")
+        data = file.read(storage, storage.start + offset, span) if span else bytearray()
+        flat = torch.frombuffer(data, dtype=storage.dtype) if span else torch.empty(0, dtype=storage.dtype)
+        tensor = flat.as_strided(shape, stride).contiguous()
+        found[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return found
+
+
+def _checked(record: _Record) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...], int]:
+    """Storage, offset, shape and stride of a tensor, and how many numbers it reaches over. Raises ValueError."""
+    storage, offset, shape, stride = record.storage, record.offset, record.size, record.stride
+    if not isinstance(storage, _Storage):
+        raise ValueError("is stored in a way that is not read here")
+    if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
+        raise ValueError("has no proper shape")
+    if not isinstance(offset, int) or offset < 0 or not all(map(_is_size, (*shape, *stride))):
+        raise ValueError("has no proper shape")
+    count = math.prod(shape)
+    span = 1 + sum((side - 1) * step for side, step in zip(shape, stride, strict=True)) if count else 0
+    if count > span or offset + span > storage.length:
+        raise ValueError("is larger than what is stored of it")
+    return storage, offset, shape, stride, span
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytearray:
+    """The next `size` bytes. Raises ValueError: there are fewer."""
+    data = bytearray(size)
+    view, filled = memoryview(data), 0
+    while filled < size:
+        read = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not read:
+            raise ValueError("a tensor ends behind the file")
+        filled += read
+    return data
+
+
+def _is_size(number: object) -> bool:
+    return isinstance(number, int) and number >= 0
