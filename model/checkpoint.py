@@ -1,20 +1,50 @@
-"""Checkpoints: one file per saved step, published whole, loaded without unpickling code."""
+"""Checkpoints: one file per saved step, on disk or in a bucket, published whole, loaded without unpickling code."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import re
+import tempfile
+import threading
+import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypedDict
 
 import torch
+from torch import Tensor, nn
 
 from shards.errors import UserError
-from shards.storage import open_store
+from shards.storage import TEMPORARY, StorageError, Store, file_sha256, is_remote, local_path, open_store, open_uri
 
 PREFIX, SUFFIX = "step-", ".pt"
+KEYS = ("step", "config", "shape", "dataset", "model", "optimiser")
+PART = 8 << 20
+DOWNLOADS = 8
+"""Parts of an object on their way at once."""
+ABANDONED = timedelta(days=1)
+"""After this time nobody writes to a hidden file any more."""
+
+
+class Unreadable(UserError):
+    """A file that is no whole checkpoint of this program."""
+
+
+class LeftOut(TypedDict):
+    """Parameters that a checkpoint does not hold, because they are frozen and came from a file.
+
+    `prefix` begins their names; `path` and `sha256` are the file's place and digest when training began.
+    """
+
+    prefix: str
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -27,59 +57,312 @@ class Checkpoint:
         shape: of the network, every key, so that later defaults do not change it.
         dataset: profile, widths, stage weights and stage configuration of the shards it was trained on.
         model, optimiser: state dicts.
+        ema: moving average of the trained parameters by name; None where the run keeps none.
+        without: what `save` leaves out of `model`; None: nothing.
     """
 
     step: int
     config: dict[str, Any]
     shape: dict[str, Any]
     dataset: dict[str, Any]
-    model: dict[str, torch.Tensor]
+    model: dict[str, Tensor]
     optimiser: dict[str, Any]
+    ema: dict[str, Tensor] | None = None
+    without: LeftOut | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `step-XXXXXXXX.pt` and drop all but the newest `keep`."""
-    name = f"{PREFIX}{checkpoint.step:08d}{SUFFIX}"
+def save(uri: str | Path, checkpoint: Checkpoint, keep: int) -> str:
+    """Write `step-XXXXXXXX.pt`, whole or not at all, then drop all but the newest `keep` and never this one.
+
+    What cannot be dropped is a warning.
+
+    Returns:
+        Where the checkpoint lies.
+
+    Raises:
+        StorageError: it could not be written; those before it are as they were.
+    """
+    uri, name = as_uri(uri), _name(checkpoint.step)
+    address = f"{uri}/{name}"
+    model = checkpoint.model
+    if checkpoint.without is not None:
+        prefix = checkpoint.without["prefix"]
+        model = {key: value for key, value in model.items() if not key.startswith(prefix)}
     state = {
         "step": checkpoint.step,
         "config": json.dumps(checkpoint.config),
         "shape": json.dumps(checkpoint.shape),
         "dataset": json.dumps(checkpoint.dataset),
-        "model": checkpoint.model,
+        "model": model,
         "optimiser": checkpoint.optimiser,
+        "ema": checkpoint.ema,
+        "without": json.dumps(checkpoint.without),
     }
-    with open_store(str(folder)).draft() as draft:
-        torch.save(state, draft.stream)
-        draft.publish(name)
-    for old in found(folder)[:-keep]:
-        old.unlink()
-    return folder / name
+    store = open_store(uri)
+    try:
+        with store.draft() as draft:
+            torch.save(state, draft.stream)
+            draft.publish(name)
+    except (OSError, RuntimeError) as error:
+        # torch hides what the disk said behind an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        where = f", in {tempfile.gettempdir()} on its way" if is_remote(uri) else ""
+        raise StorageError(f"{address}: cannot be written ({cause.strerror or cause}{where})") from None
+    try:
+        _prune(store, name, keep)
+    except (OSError, StorageError) as error:
+        warnings.warn(f"{uri}: old checkpoints could not be removed ({error})", stacklevel=2)
+    return address
 
 
-def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+def found(uri: str | Path) -> list[str]:
+    """Names of the checkpoints in a folder, oldest first; files of other names are not looked at."""
+    return _found(open_store(as_uri(uri)))
 
 
-def load(path: Path) -> Checkpoint:
+def load(uri: str | Path) -> Checkpoint:
     """Load a checkpoint file, or the newest in a folder, onto the CPU.
 
+    Every byte is checked against the checksums in the file: torch itself does not, and would go on from a file with a
+    hole in it.
+
     Raises:
-        UserError: no checkpoint there, or a file of another kind.
+        UserError: no checkpoint there, or a file that is cut short, damaged or of another kind. Where it is the newest
+            of several, the message names the one before.
+        StorageError: the storage refuses or does not answer.
     """
-    if path.is_dir():
-        files = found(path)
-        if not files:
-            raise UserError(f"{path}: no checkpoint ({PREFIX}*{SUFFIX}) in this folder; train first")
-        path = files[-1]
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a checkpoint of this program (or cut short)")
+    uri = as_uri(uri)
+    name = _file_name(uri)
+    if name is not None:
+        store, _ = open_uri(uri)
+        return _load(store, name, uri)
+    store = open_store(uri)
+    names = _found(store)
+    if not names:
+        raise UserError(f"{uri}: no checkpoint ({PREFIX}*{SUFFIX}) in this folder; train first")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        plain = {name: json.loads(state[name]) for name in ("config", "shape", "dataset")}
-        return Checkpoint(step=state["step"], model=state["model"], optimiser=state["optimiser"], **plain)
+        state = _load(store, names[-1], f"{uri}/{names[-1]}")
+        if _name(state.step) != names[-1]:
+            raise Unreadable(f"{uri}/{names[-1]}: is of step {state.step}, so it has another one's name")
+        return state
+    except Unreadable as error:
+        if len(names) == 1:
+            raise
+        way = f"delete it to go on from {names[-2]}, the one before, or name that file"
+        raise UserError(f"{error}; {way}") from None
+
+
+def restore(network: nn.Module, state: Checkpoint) -> None:
+    """Put a checkpoint's tensors into a network; those that it leaves out stay as they are there.
+
+    Raises:
+        UserError: they are not those of this network.
+    """
+    prefix = state.without["prefix"] if state.without else None
+    try:
+        missing, odd = network.load_state_dict(state.model, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint of step {state.step}: {_one_line(error)}") from None
+    faults = [f"missing {key}" for key in missing if prefix is None or not key.startswith(prefix)]
+    faults += [f"unexpected {key}" for key in odd]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise UserError(f"checkpoint of step {state.step}: not of this network: {'; '.join(faults[:4])}{more}")
+
+
+def left_out(prefix: str, path: Path) -> LeftOut:
+    """Frozen parameters that a checkpoint need not hold, since they lie in a file.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    return {"prefix": prefix, "path": str(path.absolute()), "sha256": _digest(path, prefix)}
+
+
+def weights_file(without: LeftOut, path: Path | None = None) -> Path:
+    """The file with the parameters that a checkpoint leaves out: `path`, or where it lay when training began.
+
+    Raises:
+        UserError: there is no such file, or it is another one.
+    """
+    place = Path(without["path"]) if path is None else path
+    digest = _digest(place, without["prefix"])
+    if digest != without["sha256"]:
+        raise UserError(
+            f"{place}: other weights than those of the checkpoint, which leaves {without['prefix']}* to them "
+            f"(sha256 {digest[:16]}..., was {without['sha256'][:16]}...); name the file that the run began with"
+        )
+    return place
+
+
+def as_uri(uri: str | Path) -> str:
+    """A place as text, without a slash at its end; a `Path` of a bucket's URI has lost a slash, which is put back."""
+    text = re.sub(r"^(s3|gs|https?):/(?!/)", r"\1://", str(uri)) if isinstance(uri, Path) else uri
+    return text.rstrip("/") or text
+
+
+def _name(step: int) -> str:
+    return f"{PREFIX}{step:08d}{SUFFIX}"
+
+
+def _found(store: Store) -> list[str]:
+    matches = (re.fullmatch(rf"{PREFIX}([0-9]+){SUFFIX}", entry.name) for entry in store.list(PREFIX))
+    names = {int(match[1]): match[0] for match in matches if match and match[0] == _name(int(match[1]))}
+    return [names[step] for step in sorted(names)]
+
+
+def _prune(store: Store, written: str, keep: int) -> None:
+    old = [name for name in _found(store)[:-keep] if name != written]
+    # Where a file system has no nameless files, a killed process leaves a hidden one.
+    before = datetime.now(timezone.utc) - ABANDONED
+    old += [entry.name for entry in store.list(TEMPORARY) if entry.modified < before]
+    store.delete(old)
+
+
+def _file_name(uri: str) -> str | None:
+    """Name of the file at `uri` in its store; None for a folder. Raises UserError: there is neither."""
+    if is_remote(uri):
+        store, name = open_uri(uri)
+        if name and store.exists(name):
+            return name
+        if not name.endswith(SUFFIX):
+            return None
+    else:
+        path = local_path(uri)
+        if path.is_dir():
+            return None
+        if path.is_file():
+            return path.name
+    raise UserError(f"{uri}: no such checkpoint")
+
+
+def _load(store: Store, name: str, address: str) -> Checkpoint:
+    try:
+        with _opened(store, name, address) as stream:
+            _check_whole(stream, address)
+            return _checkpoint(_unpickle(stream, address), address)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a checkpoint of this program ({type(error).__name__}: {detail})") from None
+        raise UserError(f"{address}: no such checkpoint") from None
+
+
+@contextlib.contextmanager
+def _opened(store: Store, name: str, address: str) -> Iterator[IO[bytes]]:
+    """A stream of the file's bytes on disk; a nameless copy of an object, so that memory holds its tensors alone."""
+    if not is_remote(store.uri):
+        with store.open(name) as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        _download(store, name, copy, address)
+        yield copy
+
+
+def _download(store: Store, name: str, copy: IO[bytes], address: str) -> None:
+    begin = store.find(name)
+    if begin is None:
+        raise FileNotFoundError(address)
+    size, lock = begin.size, threading.Lock()
+
+    def fetch(offset: int) -> None:
+        data = store.read_ranges(name, [(offset, min(PART, size - offset))])[0]
+        try:
+            with lock:
+                copy.seek(offset)
+                copy.write(data)
+        except OSError as error:
+            raise StorageError(f"{address}: no copy in {tempfile.gettempdir()} ({error.strerror})") from None
+
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        for _ in pool.map(fetch, range(0, size, PART)):
+            pass
+    copy.seek(0)
+    end = store.find(name)
+    if end is None or end.stamp != begin.stamp:
+        raise StorageError(f"{address}: was replaced while it was read; run the same command again")
+
+
+def _check_whole(stream: IO[bytes], address: str) -> None:
+    begins = stream.read(4) == b"PK\x03\x04"
+    try:
+        archive = zipfile.ZipFile(stream)
+        begins = False
+        # torch never compresses; a compressed file could unpack to any size.
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        broken = None if packed else archive.testzip()
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if begins:
+            size = stream.seek(0, 2)
+            raise Unreadable(f"{address}: cut short, its end is missing after {size} bytes; copy it again") from None
+        raise Unreadable(f"{address}: not a checkpoint of this program ({_one_line(error)})") from None
+    if packed:
+        raise Unreadable(f"{address}: not a checkpoint of this program (a compressed file)")
+    if broken is not None:
+        raise Unreadable(f"{address}: damaged, the checksum of {broken} is wrong; copy it again")
+    stream.seek(0)
+
+
+def _unpickle(stream: IO[bytes], address: str) -> Any:
+    try:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own text goes on to say how code in the file could be run.
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds code, {code[1]}, which is not run" if code else "it is not plain tensors"
+        raise Unreadable(f"{address}: not a checkpoint of this program ({what})") from None
+    except Exception as error:
+        raise Unreadable(f"{address}: not a checkpoint of this program ({_one_line(error)})") from None
+
+
+def _checkpoint(state: Any, address: str) -> Checkpoint:
+    kind = f"{address}: not a checkpoint of this program"
+    if not isinstance(state, dict):
+        raise Unreadable(f"{kind} (a {type(state).__name__})")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise Unreadable(f"{kind} (without {', '.join(missing)})")
+    try:
+        facts = {key: json.loads(state[key]) for key in ("config", "shape", "dataset")}
+        without = json.loads(state.get("without", "null"))
+    except (TypeError, ValueError) as error:
+        raise Unreadable(f"{kind} ({_one_line(error)})") from None
+    ema = state.get("ema")
+    sound = {
+        "step": type(state["step"]) is int and state["step"] >= 0,
+        **{key: isinstance(value, dict) for key, value in facts.items()},
+        "model": _is_tensors(state["model"]),
+        "optimiser": isinstance(state["optimiser"], dict),
+        "ema": ema is None or _is_tensors(ema),
+        "without": without is None or _is_left_out(without),
+    }
+    odd = [key for key, fits in sound.items() if not fits]
+    if odd:
+        raise Unreadable(f"{kind} (what it has as {', '.join(odd)} cannot be that)")
+    return Checkpoint(
+        state["step"], **facts, model=state["model"], optimiser=state["optimiser"], ema=ema, without=without
+    )
+
+
+def _is_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _is_left_out(value: Any) -> bool:
+    keys = set(LeftOut.__annotations__)
+    return isinstance(value, dict) and set(value) == keys and all(isinstance(text, str) for text in value.values())
+
+
+def _digest(path: Path, prefix: str) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: the weights of {prefix}*, {error.strerror}; name the file that holds them") from None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
