@@ -56,6 +56,20 @@ def test_timbre_and_prosody_are_mean_absolute_errors() -> None:
     assert losses.prosody_loss(a, b, MASK).item() == pytest.approx(distance[MASK.numpy()].mean(), rel=1e-5)
 
 
+def test_garbage_in_padding_reaches_no_gradient() -> None:
+    target = noise(2, 5, seed=1)
+    target[1, 3:] = float("nan")
+    predicted, mu = noise(2, 5).requires_grad_(), noise(2, 80, 5).requires_grad_()
+    (
+        losses.prosody_loss(predicted, target, MASK) + losses.prior_loss(mu, target[:, None].expand(2, 80, 5), MASK)
+    ).backward()
+    for gradient in (predicted.grad, mu.grad):
+        assert gradient is not None
+        valid = MASK if gradient.ndim == 2 else MASK[:, None].expand_as(gradient)
+        assert (gradient[valid] != 0).all()
+        assert (gradient[~valid] == 0).all()
+
+
 def test_prior_is_a_gaussian_likelihood_with_floor() -> None:
     mu, mel = noise(2, 80, 5), noise(2, 80, 5, seed=1)
     density = np.exp(-0.5 * (mel.numpy().astype(np.float64) - mu.numpy()) ** 2) / np.sqrt(2 * np.pi)
