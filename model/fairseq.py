@@ -13,9 +13,10 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -112,6 +113,8 @@ _Unpickler: Any = pickle._Unpickler
 
 
 class _Reader(_Unpickler):
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = dict(_Unpickler.dispatch)
+
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(stream, encoding="latin-1")
         self.storages: dict[str, torch.dtype] = {}
@@ -136,6 +139,13 @@ class _Reader(_Unpickler):
 
     def get_extension(self, code: int) -> None:
         raise pickle.UnpicklingError("an extension code")
+
+    def load_bytearray8(self) -> None:
+        # Filled before it is read, at whatever length is stated. torch's protocol 2 has none.
+        raise pickle.UnpicklingError("a bytearray")
+
+
+_Reader.dispatch[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray8
 
 
 class _File(Protocol):
