@@ -16,6 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=0.7, help="classifier-free guidance scale (default: 0.7)")
     parser.add_argument("--temperature", type=float, default=1.0, help="scale of the first noise (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lip-weights", type=Path, help="AV-HuBERT file (default: where training had it)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -23,7 +24,14 @@ def run(args: argparse.Namespace) -> int:
     from model.synthesize import synthesize
 
     spoken = synthesize(
-        args.video, args.checkpoint, args.output, args.steps, args.guidance, args.temperature, args.seed
+        args.video,
+        args.checkpoint,
+        args.output,
+        args.steps,
+        args.guidance,
+        args.temperature,
+        args.seed,
+        args.lip_weights,
     )
     if args.json:
         print(json.dumps(asdict(spoken), default=str))

@@ -1,16 +1,17 @@
-"""Train on a dataset's packed shards. Run it again with the same folder to go on after a stop."""
+"""Train on a dataset's packed shards. Run it again with the same folder to go on after a stop.
+
+On several GPUs: torchrun --nproc-per-node N --no-python f2v train ..."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cli.options import add_config_options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset")
-    parser.add_argument("run", type=Path, help="folder for checkpoints and TensorBoard events")
+    parser.add_argument("run", help="folder for checkpoints and TensorBoard events, or a bucket's (s3://bucket/prefix)")
     parser.add_argument("--size", choices=["paper", "tiny"], help="network size (default: paper)")
     parser.add_argument("--steps", type=int, help="optimiser steps in all")
     add_config_options(parser, "optimiser.lr=2e-4")

@@ -11,7 +11,7 @@ from model import losses as terms
 from model.avhubert import LipEncoder
 from model.config import ModelConfig
 from model.encoder import MEL_BINS, Encoded, HierarchicalEncoder, Targets
-from model.flow import flow_loss, sample
+from model.flow import Place, flow_loss, sample
 from model.layers import length_mask
 from model.unet import UNet
 
@@ -46,11 +46,19 @@ class FacesToVoices(nn.Module):
         lips = self.lip_encoder(batch["lips"], mask)
         return self.encoder(lips, batch["identity"], batch["expression"], mask, targets)
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, generator: torch.Generator, place: Place | None = None, share: float | Tensor = 1.0
+    ) -> dict[str, Tensor]:
         """Scalars, float32: `loss` (to be minimised), its parts unweighted, and `unit_accuracy` without gradient.
 
         Parts are cfm, prior, content and, unless switched off, timbre, pitch, energy; content, pitch and energy
         include their masked predictors.
+
+        Args:
+            batch: the step's batch, or a part of it.
+            place: of the part in the whole, see `flow_loss`.
+            share: valid frames of this part over their mean over all parts, so that the mean over parts is what the
+                whole batch at once would give. Everything is a mean over frames but timbre, a mean over clips.
         """
         targets = Targets(batch["units"], batch["timbre"], batch["pitch"], batch["energy"])
         mask = length_mask(2 * batch["frames"], batch["mel"].shape[2])
@@ -58,12 +66,15 @@ class FacesToVoices(nn.Module):
         mel = mel.masked_fill(~mask[:, None], 0.0)
         out = self.encode(batch, targets)
         parts = {
-            "cfm": flow_loss(self.decoder, mel, out.mu, mask, self.config.flow, generator),
+            "cfm": flow_loss(self.decoder, mel, out.mu, mask, self.config.flow, generator, place),
             "prior": terms.prior_loss(out.mu, mel, mask),
             **self._attribute_losses(out, targets, mask),
         }
-        accuracy = terms.unit_accuracy(out.logits.detach(), targets.units, mask)
+        parts = {name: value if name == "timbre" else value * share for name, value in parts.items()}
+        accuracy = terms.unit_accuracy(out.logits.detach(), targets.units, mask) * share
         return {"loss": terms.total_loss(parts, self.config.loss), **parts, "unit_accuracy": accuracy}
+
+    forward = losses
 
     def _attribute_losses(self, out: Encoded, targets: Targets, mask: Tensor) -> dict[str, Tensor]:
         smoothing = self.config.loss.label_smoothing

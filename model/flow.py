@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.config import FlowConfig
 
+Law = Literal["cosine", "uniform"]
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,20 +38,37 @@ def draw_times(config: FlowConfig, count: int, generator: torch.Generator) -> Te
     return warp(s) if config.train_t == "cosine" else s
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a part lies in the whole batch of a step: its first row, and how many rows the whole has."""
+
+    first: int
+    rows: int
+
+
 def flow_loss(
-    velocity: Velocity, mel: Tensor, mu: Tensor, mask: Tensor, config: FlowConfig, generator: torch.Generator
+    velocity: Velocity,
+    mel: Tensor,
+    mu: Tensor,
+    mask: Tensor,
+    config: FlowConfig,
+    generator: torch.Generator,
+    place: Place | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity over valid frames and bins, float32.
 
+    A share `cfg_dropout` of the samples sees zeros for mu, which is the condition that guidance leads away from.
+
     Args:
         mel: [B, C, T], standardised; mu: [B, C, T], its gradient flows; mask: bool [B, T].
-
-    A share `cfg_dropout` of the samples sees zeros for mu, which is the condition that guidance leads away from.
+        place: of these samples in the step's batch, for which chance is drawn as a whole: a sample then meets the same
+            noise and time, however the batch is split.
     """
-    device, count = mel.device, len(mel)
-    noise = torch.randn(mel.shape, generator=generator, device=generator.device).to(device)
-    t = draw_times(config, count, generator).to(device)
-    kept = torch.rand(count, generator=generator, device=generator.device).to(device) >= config.cfg_dropout
+    device, place = mel.device, place or Place(0, len(mel))
+    own = slice(place.first, place.first + len(mel))
+    noise = torch.randn(place.rows, *mel.shape[1:], generator=generator, device=generator.device)[own].to(device)
+    t = draw_times(config, place.rows, generator)[own].to(device)
+    kept = torch.rand(place.rows, generator=generator, device=generator.device)[own].to(device) >= config.cfg_dropout
     x, target = path(noise, mel.float(), t, config.sigma)
     valid = mask[:, None]
     predicted = velocity(x * valid, t, mu * (kept[:, None, None] & valid), mask).float()
@@ -57,9 +77,10 @@ def flow_loss(
     return error.square().sum() / (mel.shape[1] * mask.sum().clamp(min=1))
 
 
-def euler_times(steps: int) -> Tensor:
-    """The `steps` + 1 times of the solver, float32, from 0 to 1."""
-    return warp(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)).float()
+def euler_times(steps: int, law: Law = "cosine") -> Tensor:
+    """The `steps` + 1 times of the solver, float32, from 0 to 1, after the given law."""
+    times = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+    return (warp(times) if law == "cosine" else times).float()
 
 
 @torch.no_grad()
@@ -71,6 +92,7 @@ def sample(
     steps: int = 10,
     guidance: float = 0.7,
     temperature: float = 1.0,
+    law: Law = "cosine",
 ) -> Tensor:
     """Integrate from noise times `temperature` to a standardised mel [B, C, T], zero on padded frames.
 
@@ -87,7 +109,7 @@ def sample(
     mu = mu.float() * valid
     noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
     x = noise * temperature * valid
-    times = euler_times(steps).tolist()
+    times = euler_times(steps, law).tolist()
     for now, then in pairwise(times):
         t = torch.full((len(x),), now, device=x.device)
         if guidance == 0:

@@ -40,6 +40,7 @@ def synthesize(
     guidance: float = 0.7,
     temperature: float = 1.0,
     seed: int = 0,
+    lip_weights: Path | None = None,
 ) -> Speech:
     """Speak for a silent video; sound that it may have is not used.
 
@@ -47,6 +48,7 @@ def synthesize(
         run: checkpoint file, or the folder of a training run.
         output: `.mp4` writes the video with sound and a `.wav` beside it; `.wav` writes that alone.
         steps, guidance, temperature: Euler steps, guidance scale beta and scale of the first noise.
+        lip_weights: see `load_network`.
 
     Raises:
         UserError: unusable video, checkpoint or output name.
@@ -60,7 +62,7 @@ def synthesize(
     if steps < 1 or not (0 <= guidance < math.inf and 0 <= temperature < math.inf):
         raise UserError("--steps must be 1 or more, --guidance and --temperature 0 or more")
     state = checkpoint.load(run)
-    network = load_network(state)
+    network = load_network(state, lip_weights)
 
     from pipeline.prepare import visual_fields
 
@@ -89,17 +91,22 @@ def synthesize(
     return Speech(sound, picture, len(samples) / SAMPLE_RATE, state.step, "Griffin-Lim")
 
 
-def load_network(state: checkpoint.Checkpoint) -> FacesToVoices:
-    """The network of a checkpoint, in evaluation mode on the CPU.
+def load_network(state: checkpoint.Checkpoint, lip_weights: Path | None = None) -> FacesToVoices:
+    """The network of a checkpoint, in evaluation mode on the CPU, with averaged parameters where it has them.
+
+    Args:
+        lip_weights: file of the frozen lip encoder, which checkpoints leave out; default where training had it.
 
     Raises:
-        UserError: the shape that the checkpoint names is not of this version, or its tensors do not fit it.
+        UserError: the shape that the checkpoint names is not of this version, its tensors do not fit it, or the lip
+            encoder's file is not there or another one.
     """
     network = FacesToVoices(load_config(ModelConfig, base=state.shape))
-    try:
-        network.load_state_dict(state.model)
-    except RuntimeError as error:
-        raise UserError(f"checkpoint of step {state.step}: {' '.join(str(error).split())[:300]}") from None
+    if state.without is not None:
+        network.lip_encoder.load_public(checkpoint.weights_file(state.without, lip_weights))
+    checkpoint.restore(network, state)
+    if state.ema is not None:
+        network.load_state_dict(state.ema, strict=False)
     return network.eval()
 
 

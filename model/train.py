@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint
-from model.config import ModelConfig
+from model.ema import MovingAverage
 from model.faces2voices import FacesToVoices
-from model.meter import Meter
-from model.train_config import OptimiserConfig, TrainConfig, dataset_facts, model_config
-from shards.augment import generator
-from shards.clip_table import ClipTable, Snapshot
-from shards.config import Config
+from model.flops import count_flops, matmul_peak
+from model.flow import Place
+from model.meter import Meter, NotFinite
+from model.optimiser import adamw, set_rate
+from model.process import choose_device, memory_advice, stop_signal
+from model.ranks import Ranks
+from model.rehearsal import rehearsal
+from model.resume import check_same_run, plain, snapshots
+from model.run_folder import RunFolder
+from model.statistics import mel_statistics
+from model.train_config import TrainConfig, check_profile, dataset_facts, model_config
+from model.validate import Validation
+from shards.device import Batch
 from shards.errors import UserError
 from shards.progress import Progress
 from shards.stream import TrainingStream
 
-STATISTICS_CLIPS = 500
-"""Clips over which the mel mean and deviation are taken."""
-
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended; `first` and `last` are mean losses of the first and last log line."""
+    """How a run ended; `first` and `last` are mean losses of the first and last log line, NaN without one."""
 
     folder: str
     step: int
@@ -43,217 +47,254 @@ class Result:
     stopped: bool
 
 
-def train(uri: str, folder: Path, config: TrainConfig) -> Result:
+def train(uri: str, folder: str | Path, config: TrainConfig) -> Result:
     """Train on the dataset at `uri`, writing checkpoints and TensorBoard events to `folder`; goes on where it stopped.
 
+    Started by `torchrun`, the processes share each step's batch.
+
+    Args:
+        folder: a path or the address of a bucket's folder.
+
     Raises:
-        UserError: unusable dataset, a checkpoint of another configuration, no GPU where one was asked for, or a loss
-            that is not finite.
+        UserError: unusable dataset, a checkpoint of another configuration, no GPU where one was asked for, too little
+            memory, or a loss that is not finite.
     """
-    device = _device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    state = checkpoint.load(folder) if checkpoint.found(folder) else None
-    snapshots = _snapshots(state) if state is not None and config.data.index == "first" else None
-    with TrainingStream(uri, config.data, config.seed, snapshots=snapshots) as stream:
-        return _train(stream, folder, config, device, state)
+    ranks = Ranks.joined()
+    try:
+        device = choose_device(config, ranks)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        state = checkpoint.load(folder) if checkpoint.found(folder) else None
+        begun = snapshots(state) if state is not None and config.data.index == "first" else None
+        with TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream:
+            return _train(stream, RunFolder(folder), config, device, ranks, state)
+    finally:
+        ranks.close()
 
 
 def _train(
-    stream: TrainingStream, folder: Path, config: TrainConfig, device: torch.device, state: checkpoint.Checkpoint | None
+    stream: TrainingStream,
+    run: RunFolder,
+    config: TrainConfig,
+    device: torch.device,
+    ranks: Ranks,
+    state: checkpoint.Checkpoint | None,
 ) -> Result:
+    check_profile(stream.index, config)
     facts = dataset_facts(stream.index, config.data.split)
     facts["snapshots"] = [snapshot.model_dump() for snapshot in stream.snapshots]
     shape = model_config(config, facts)
     if state is not None:
-        _same_run(folder, state, config, shape, facts)
+        check_same_run(run.uri, state, config, shape, facts)
         if state.step >= config.steps:
-            return Result(str(folder), state.step, math.nan, math.nan, False)
+            return Result(run.uri, state.step, math.nan, math.nan, False)
     if shape.lip_encoder.frozen and config.lip_weights is None:
         raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
+    rows = config.data.batch // ranks.world
+    if rows % config.accumulate:
+        raise UserError(f"a process's {rows} samples of data.batch cannot be split into {config.accumulate} parts")
+
+    # Every process begins with the same parameters.
+    torch.manual_seed(config.seed)
     network = FacesToVoices(shape)
+    without = None
     if config.lip_weights is not None:
         network.lip_encoder.load_public(config.lip_weights)
-    network.to(device)
-    optimiser = torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=config.optimiser.lr,
-        betas=config.optimiser.betas,
-        eps=config.optimiser.eps,
-        weight_decay=config.optimiser.weight_decay,
-    )
-    step = 0
+        if shape.lip_encoder.frozen:
+            without = checkpoint.left_out("lip_encoder.network.", config.lip_weights)
     if state is not None:
-        network.load_state_dict(state.model)
-        optimiser.load_state_dict(state.optimiser)
-        step = state.step
+        if state.without is not None:
+            checkpoint.weights_file(state.without, config.lip_weights)
+        checkpoint.restore(network, state)
     else:
         mean, deviation = mel_statistics(stream.tables)
         network.mel_mean.fill_(mean)
         network.mel_std.fill_(deviation)
+    network.to(device).train()
+    optimiser = adamw(network, config.optimiser)
+    if state is not None:
+        optimiser.load_state_dict(state.optimiser)
+    average = MovingAverage(network, config.ema, state.ema if state else None) if config.ema else None
+    model: nn.Module = network
+    if ranks.world > 1:
+        model = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+    step = start = state.step if state is not None else 0
 
-    folder.mkdir(parents=True, exist_ok=True)
-    log = SummaryWriter(str(folder), purge_step=step + 1)
-    meter = Meter()
-    first: float | None = None
-    last = math.nan
-    start, said = step, 0
     begin = time.monotonic()
-
-    def save() -> None:
-        plain = _plain(config), _plain(shape), facts
-        now = checkpoint.Checkpoint(step, *plain, network.state_dict(), optimiser.state_dict())
-        checkpoint.save(folder, now, config.keep)
-
-    network.train()
-    done = False
-    with _stop_signal(stream.interrupt) as stop, Progress("train", config.steps, "steps") as progress:
+    meter: Meter | None = None
+    first, last = math.nan, math.nan
+    log = run.writer(purge_step=step + 1) if ranks.first else None
+    with (
+        stop_signal(stream.interrupt) as stop,
+        Progress("train", config.steps, "steps", quiet=not ranks.first) as progress,
+        memory_advice(config, ranks),
+    ):
+        validation = _validation(stream, config, ranks, facts, progress.note)
         progress.advance(step)
-        for batch in stream.batches(step, device):
-            arrived = time.perf_counter()
-            if step == start:
-                progress.note(
-                    f"data: {stream.clips} clips, {stream.clips / config.data.batch:.1f} steps an epoch, batches take "
-                    f"{stream.memory_bytes / 1e6:.0f} MB"
-                )
-            while said < len(stream.skipped):
-                progress.note(f"step {step}: skipped {stream.skipped[said]}")
-                said += 1
-            # Noise and dropout depend on the step alone, so a resumed run draws what the first would have drawn.
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            noise = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
-            rate = _rate(config.optimiser, step, stream.epoch(step))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
-                losses = network.losses(batch, noise)
-            if not torch.isfinite(losses["loss"]):
-                raise UserError(_not_finite(step, losses, batch["keys"]))
-            optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
-            if not torch.isfinite(norm):
-                raise UserError(_not_finite(step, losses, batch["keys"]))
-            optimiser.step()
-            step += 1
+        said = 0
 
-            meter.add(
-                {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)},
-                arrived,
-            )
-            progress.advance()
-            done = step >= config.steps or stop() or _over(begin, config.minutes)
-            if step % config.log_every == 0 or done:
-                means = meter.take(config.data.batch)
-                last = means["loss"]
-                first = last if first is None else first
-                for name, value in {**means, "lr": rate}.items():
-                    log.add_scalar(f"train/{name}", value, step)
-                progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
-            if step % config.checkpoint_every == 0 or done:
+        def save() -> None:
+            if meter is not None:
+                meter.settle()
+            if ranks.first:
+                words = plain(config), plain(shape), facts
+                tensors = network.state_dict(), optimiser.state_dict(), average.average if average else None
+                checkpoint.save(run.uri, checkpoint.Checkpoint(step, *words, *tensors, without), config.keep)
+                run.sync()
+
+        batches = stream.batches(step, device)
+        saved = start
+        try:
+            while step < config.steps:
+                batch = next(batches, None)
+                # All processes stop at the same step: whoever got a signal, ran out of time or has no data says so.
+                if ranks.any(batch is None or stop() or _over(begin, config.minutes)):
+                    break
+                assert batch is not None
+                if meter is None:
+                    meter = _prepare(network, batch, config, device, progress.note)
+                    _say_data(stream, config, progress.note)
+                meter.arrived()
+                while said < len(stream.skipped):
+                    progress.note(f"step {step}: skipped {stream.skipped[said]}")
+                    said += 1
+
+                rate = set_rate(optimiser, config.optimiser, step, stream.epoch(step))
+                optimiser.zero_grad(set_to_none=True)
+                values = _gradient(model, batch, config, step, ranks)
+                values["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
+                optimiser.step()
+                step += 1
+                if average is not None:
+                    average.update(step)
+                meter.add(step - 1, batch["keys"], values)
+                progress.advance()
+
+                if step % config.log_every == 0 or step == config.steps:
+                    means = ranks.mean(meter.take(config.data.batch))
+                    last = means["loss"]
+                    first = last if math.isnan(first) else first
+                    _write(log, "train", {**means, "lr": rate}, step)
+                    progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
+                if step % config.checkpoint_every == 0:
+                    save()
+                    saved = step
+                if validation is not None and step % config.validation.every == 0:
+                    averaged = average.applied() if average else contextlib.nullcontext()
+                    with meter.paused(), averaged, _precision(config, device):
+                        means = validation.measure(network, device)
+                        if log is not None:
+                            validation.speak(network, device, log, step)
+                    _write(log, "valid", means, step)
+                    progress.note(f"step {step} valid: {_terms(means)}")
+            if step > saved:
                 save()
-            if done:
-                break
-        if not done:
-            # A signal came while there was no data.
-            save()
-    log.close()
-    return Result(str(folder), step, math.nan if first is None else first, last, step < config.steps)
+        except NotFinite as error:
+            raise UserError(_not_finite(run, error, ranks)) from None
+    if log is not None:
+        log.close()
+    run.close()
+    return Result(run.uri, step, first, last, step < config.steps)
 
 
-def mel_statistics(tables: Sequence[ClipTable]) -> tuple[float, float]:
-    """Mean and standard deviation of the log-mel over all bins and frames of up to `STATISTICS_CLIPS` clips."""
-    clips = [(table, clip) for table in tables for clip in range(len(table.keys))]
-    order = generator("mel statistics").permutation(len(clips))[:STATISTICS_CLIPS]
-    count, total, squares = 0, 0.0, 0.0
-    for table, clip in (clips[position] for position in sorted(order)):
-        mel = table.read(clip, "mel").astype("float64")
-        count, total, squares = count + mel.size, total + mel.sum(), squares + (mel**2).sum()
-    mean = total / count
-    return mean, math.sqrt(max(squares / count - mean**2, 1e-8))
+def _gradient(model: nn.Module, batch: Batch, config: TrainConfig, step: int, ranks: Ranks) -> dict[str, Tensor]:
+    """Backward pass over a process's share of a batch, part by part; means of the losses over the parts."""
+    device = batch["frames"].device
+    # Dropout depends on the step and the process alone, the flow's noise on the step and the sample: a resumed run
+    # draws what the first would have drawn.
+    seed = config.seed * 1_000_003 + step
+    torch.manual_seed(seed * 4096 + ranks.rank)
+    noise = torch.Generator(device)
+    rows = len(batch["frames"]) // config.accumulate
+    frames = ranks.total(batch["frames"].sum()) / (ranks.world * config.accumulate)
+    values: dict[str, Tensor] = {}
+    for number in range(config.accumulate):
+        part = {name: value[number * rows : (number + 1) * rows] for name, value in batch.items()}
+        place = Place((ranks.rank * config.accumulate + number) * rows, config.data.batch)
+        # Gradients of processes are averaged once, in the last part.
+        alone = isinstance(model, DistributedDataParallel) and number < config.accumulate - 1
+        with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            with _precision(config, device):
+                losses = model(part, noise.manual_seed(seed), place, part["frames"].sum() / frames)
+            (losses["loss"] / config.accumulate).backward()
+        for name, value in losses.items():
+            values[name] = values.get(name, 0.0) + value.detach() / config.accumulate
+    return values
 
 
-def _snapshots(state: checkpoint.Checkpoint) -> list[Snapshot] | None:
-    found = state.dataset.get("snapshots")
-    return found and [Snapshot.model_validate(facts) for facts in found]
+def _prepare(
+    network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device, say: Callable[[str], None]
+) -> Meter:
+    """Compile the network, and count what a step of it costs; neither leaves a trace in it."""
+    rows = len(batch["frames"]) // config.accumulate
+    part = {name: value[:rows] for name, value in batch.items()}
+
+    def step() -> None:
+        with _precision(config, device):
+            losses = network.losses(part, torch.Generator(device))
+        losses["loss"].backward()
+
+    with rehearsal(network):
+        flops = count_flops(step) * config.accumulate
+    if config.compile:
+        # Takes seconds to import.
+        from model.compiling import compile_parts
+
+        with rehearsal(network):
+            compile_parts(network, say, step)
+    peak = config.peak_tflops and config.peak_tflops * 1e12
+    return Meter(device, flops, peak or matmul_peak(device, torch.bfloat16 if config.amp else torch.float32))
 
 
-@contextmanager
-def _stop_signal(interrupt: Callable[[], None]) -> Iterator[Any]:
-    """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written; `interrupt` ends
-    the wait for data."""
-    caught: list[int] = []
+def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp)
 
-    def note(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        interrupt()
 
-    # Python lets the main thread alone handle signals.
-    ours = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, note) for number in ours}
+def _validation(
+    stream: TrainingStream, config: TrainConfig, ranks: Ranks, facts: dict[str, Any], say: Callable[[str], None]
+) -> Validation | None:
+    if not config.validation.every:
+        return None
+    table = stream.tables[0]
     try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: this torch sees no GPU; install a CUDA build or set device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _rate(config: OptimiserConfig, step: int, epoch: int) -> float:
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return float(config.lr * warm * config.decay**epoch)
+        return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
+    except UserError as error:
+        say(f"no validation: {error}")
+        return None
 
 
 def _over(begin: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - begin > 60 * minutes
 
 
-def _same_run(
-    folder: Path, state: checkpoint.Checkpoint, config: TrainConfig, shape: ModelConfig, facts: dict[str, Any]
-) -> None:
-    """A run goes on only with what decides its results unchanged: settings, network and how the shards were made."""
-    run = ("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "model")
-    reading = ("workers", "prefetch", "cache", "cache_bytes", "ahead", "verify", "damaged", "index", "augment_on")
-    loose = (*run, *(f"data.{name}" for name in reading), "dataset.snapshots")
-    ours = {**_plain(config), "network": _plain(shape), "dataset": facts}
-    theirs = {**state.config, "network": state.shape, "dataset": state.dataset}
-    mine, old = _flat(ours), _flat(theirs)
-    odd = [key for key in sorted({*mine, *old}) if mine.get(key) != old.get(key)]
-    odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in loose)]
-    if odd:
-        key, more = odd[0], f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
-        raise UserError(
-            f"{folder}: checkpoint of another configuration: {key} was {old.get(key)!r}, is {mine.get(key)!r}{more}; "
-            "name another folder or set it back"
-        )
+def _not_finite(run: RunFolder, error: NotFinite, ranks: Ranks) -> str:
+    name = f"step-{error.step:08d}-not-finite" + (f"-rank{ranks.rank}" if ranks.world > 1 else "")
+    facts = {"step": error.step, "values": {k: str(v) for k, v in error.values.items()}, "keys": error.keys}
+    where = run.note(f"{name}.json", json.dumps(facts, indent=1))
+    terms = ", ".join(f"{name} {value:.3g}" for name, value in error.values.items())
+    return f"step {error.step}: the loss or its gradient is not finite ({terms}); the batch's clips are in {where}"
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json")
+def _say_data(stream: TrainingStream, config: TrainConfig, say: Callable[[str], None]) -> None:
+    epoch = stream.clips / config.data.batch
+    say(f"data: {stream.clips} clips, {epoch:.1f} steps an epoch, batches take {stream.memory_bytes / 1e6:.0f} MB")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+def _write(log: Any, group: str, values: dict[str, float], step: int) -> None:
+    if log is not None:
+        for name, value in values.items():
+            log.add_scalar(f"{group}/{name}", value, step)
 
 
-def _not_finite(step: int, losses: dict[str, Tensor], keys: list[str]) -> str:
-    terms = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
-    return f"step {step}: the loss or its gradient is not finite ({terms}); clips of the batch: {', '.join(keys)}"
+def _terms(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
 def _line(step: int, epoch: int, digest: str, means: dict[str, float]) -> str:
-    speeds = ("steps_per_s", "clips_per_s", "data_wait")
-    terms = " ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in speeds)
-    pace = f"{means['steps_per_s']:.2f} steps/s, waiting for data {means['data_wait']:.0%}"
-    return f"step {step} epoch {epoch} data {digest}: {terms} | {pace}"
+    pace = ("steps_per_s", "clips_per_s", "data_wait", "memory_gb", "mfu")
+    terms = _terms({name: value for name, value in means.items() if name not in pace})
+    return (
+        f"step {step} epoch {epoch} data {digest}: {terms} | {means['steps_per_s']:.2f} steps/s, "
+        f"{means['clips_per_s']:.1f} clips/s, waiting for data {means['data_wait']:.1%}, {means['memory_gb']:.2f} GB, "
+        f"MFU {means['mfu']:.1%}"
+    )

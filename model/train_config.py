@@ -21,9 +21,12 @@ class OptimiserConfig(Config):
     Attributes:
         decay: factor on the learning rate per epoch.
         warmup: steps over which the rate rises from zero.
+        clip_norm: bound on the norm of the gradient of all parameters together.
+        lip_lr: rate of the lip encoder where it is trained; default `lr`. Fine-tuning the public one wants 1e-5.
     """
 
     lr: float = Field(1e-4, gt=0)
+    lip_lr: float | None = Field(None, gt=0)
     betas: tuple[float, float] = (0.8, 0.99)
     eps: float = 1e-9
     weight_decay: float = 0.01
@@ -32,29 +35,62 @@ class OptimiserConfig(Config):
     clip_norm: float = Field(5.0, gt=0)
 
 
+class ValidationConfig(Config):
+    """What is looked at between training steps.
+
+    Attributes:
+        every: steps; 0 switches it off.
+        split: of the dataset (of a mixture's first one).
+        clips: how many of it, drawn once.
+        max_frames: video frames of a batch, padding included.
+        samples: clips that are spoken for into TensorBoard, as sound and mel.
+        steps, guidance: of their synthesis.
+    """
+
+    every: int = Field(5000, ge=0)
+    split: str = "valid"
+    clips: int = Field(200, ge=1)
+    max_frames: int = Field(2000, ge=1)
+    samples: int = Field(4, ge=0)
+    steps: int = Field(10, ge=1)
+    guidance: float = Field(0.7, ge=0)
+
+
 class TrainConfig(Config):
     """A training run.
 
     Attributes:
         size: which preset `model` lies upon.
+        profile: the dataset must be of this one; null takes any.
         model: keys that differ from the preset.
-        lip_weights: public AV-HuBERT tensors for the lip encoder; a frozen one cannot do without.
+        lip_weights: AV-HuBERT file for the lip encoder, public or converted; a frozen one cannot do without.
+        accumulate: parts that a process's share of a batch is split into; less memory, the same gradient.
+        ema: decay of a moving average of the parameters, which validation and synthesis then use; null keeps none.
         steps: optimiser steps in all.
         minutes: stop after this long, with a checkpoint.
         threads: torch threads; 0 keeps torch's own choice.
         amp: bfloat16 autocast (losses stay float32).
+        compile: torch.compile; where that fails the run says so and goes on without.
+        peak_tflops: what utilisation is measured against; null measures a large matrix product at the start.
+        keep: checkpoints; older ones are deleted.
     """
 
     size: Literal["paper", "tiny"] = "paper"
+    profile: Literal["paper", "offline"] | None = "paper"
     model: dict[str, Any] = {}
     lip_weights: Path | None = None
     data: StreamConfig = StreamConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    validation: ValidationConfig = ValidationConfig()
+    accumulate: int = Field(1, ge=1)
+    ema: float | None = Field(None, gt=0, lt=1)
     steps: int = Field(350_000, ge=1)
     minutes: float | None = Field(None, gt=0)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: bool = False
+    amp: bool = True
+    compile: bool = True
+    peak_tflops: float | None = Field(None, gt=0)
     threads: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
@@ -62,8 +98,12 @@ class TrainConfig(Config):
 
 
 TINY: dict[str, Any] = {
+    "profile": None,
     "data": {"batch": 8, "crop_frames": 50, "workers": 1, "augment": {"erase": 0.0, "mask_frames": 0}},
     "optimiser": {"lr": 1e-3, "warmup": 50},
+    "validation": {"every": 1000, "clips": 32, "samples": 2},
+    "amp": False,
+    "compile": False,
     "checkpoint_every": 200,
 }
 """What goes with `size: tiny`, under the user's own file and overrides. In a run of minutes, erasing and masking cost
@@ -78,6 +118,15 @@ def train_config(path: Path | None, overrides: Sequence[str]) -> TrainConfig:
     """
     size = load_config(TrainConfig, path, overrides).size
     return load_config(TrainConfig, path, overrides, base=TINY if size == "tiny" else None)
+
+
+def check_profile(index: Index, config: TrainConfig) -> None:
+    """Raises UserError: the dataset is of another profile than the run expects."""
+    if config.profile is not None and index.profile != config.profile:
+        raise UserError(
+            f"the dataset was built with profile {index.profile}, this run expects {config.profile} (size "
+            f"{config.size}); give its dataset, or set profile={index.profile} to train on this one"
+        )
 
 
 def dataset_facts(index: Index, split: str) -> dict[str, Any]:

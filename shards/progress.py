@@ -15,15 +15,16 @@ LOG_EVERY = 10.0
 class Progress:
     """Counts up to `total` units of work on standard error.
 
-    Use as a context manager; `advance` after each piece, `note` for lines that must not tear the bar.
+    Use as a context manager; `advance` after each piece, `note` for lines that must not tear the bar. A quiet one says
+    nothing.
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(self, label: str, total: int, unit: str, quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self._quiet = label, total, unit, quiet
         self.done = 0
         self._last = self._begin = time.monotonic()
         self._detail = ""
-        self._bar = tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() and not quiet else None
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         self.done += count
@@ -31,14 +32,14 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(detail, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last >= LOG_EVERY:
+        elif not self._quiet and time.monotonic() - self._last >= LOG_EVERY:
             self._last = time.monotonic()
             self._line()
 
     def note(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self) -> None:

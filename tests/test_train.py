@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cli.main import main
 from model import checkpoint
-from model.train import mel_statistics, train
+from model.statistics import mel_statistics
+from model.train import train
 from model.train_config import TrainConfig, train_config
 from pipeline.build import Summary
 from shards.clip_table import load_clips
@@ -25,6 +27,7 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import Recipe
 from shards.reader import read_fields
+from shards.stream import TrainingStream
 from tests.toy import RECIPES, toy_dataset
 
 Built = tuple[Dataset, Summary]
@@ -36,6 +39,10 @@ SMALL = [
     "threads=1",
     "log_every=1",
     "checkpoint_every=3",
+    "validation.every=0",
+    "model.lip_encoder={stem: 4, trunk: [4, 8, 8, 8], dim: 32, layers: 2, heads: 2, ffn: 64, pos_groups: 4}",
+    "model.encoder={dim: 32, ffn: 64, heads: 2}",
+    "model.decoder={channels: [16, 16], heads: 1, head_dim: 16}",
 ]
 
 
@@ -66,7 +73,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(toy: str, tmp_path: Path) -> 
 
 def test_checkpoints_are_pruned_and_load_without_code(toy: str, tmp_path: Path) -> None:
     train(toy, tmp_path, config("steps=9", "keep=2"))
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000006.pt", "step-00000009.pt"]
+    assert checkpoint.found(tmp_path) == ["step-00000006.pt", "step-00000009.pt"]
     state = torch.load(tmp_path / "step-00000009.pt", weights_only=True)
     assert state["step"] == 9
 
@@ -92,7 +99,7 @@ def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("optimiser.lr=0.5",), r"optimiser\.lr was 0\.001, is 0\.5"),
-        (("model.encoder.dim=64",), r"network\.encoder\.dim was 128, is 64"),
+        (("model.encoder.dim=64", "ema=0.9"), r"ema was None, is 0\.9, network\.encoder\.dim was 32, is 64;"),
         (("seed=9",), "seed"),
     ],
 )
@@ -142,7 +149,11 @@ def test_bfloat16_trains(toy: str, tmp_path: Path) -> None:
 
 def test_clear_errors(toy: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lip_weights"):
+        train(toy, tmp_path, train_config(None, ["size=paper", "profile=null", "data.batch=2"]))
+    with pytest.raises(UserError, match="built with profile .*, this run expects paper"):
         train(toy, tmp_path, train_config(None, ["size=paper", "data.batch=2"]))
+    with pytest.raises(UserError, match="2 samples of data.batch cannot be split into 3"):
+        train(toy, tmp_path, config("accumulate=3"))
     with pytest.raises(UserError, match="units follows from the dataset"):
         train(toy, tmp_path, config("model.units=5"))
     (tmp_path / "step-00000001.pt").write_bytes(b"junk")
@@ -158,8 +169,14 @@ def test_no_gpu_is_said(toy: str, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_clips(toy: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not finite.*clips of the batch: s\dc\d"):
+    with pytest.raises(UserError, match=r"step \d+: the loss or its gradient is not finite .*clips are in") as caught:
         train(toy, tmp_path, config("steps=30", "optimiser.lr=1e30", "optimiser.clip_norm=1e30"))
+    [note] = tmp_path.glob("step-*-not-finite.json")
+    assert str(note) in str(caught.value)
+    facts = json.loads(note.read_text())
+    with TrainingStream(toy, config().data, 0) as stream:
+        assert facts["keys"] == [stream.tables[0].keys[clip] for _, clip, _ in stream.global_clips(facts["step"])]
+    assert "nan" in {facts["values"]["loss"], facts["values"]["grad_norm"]} or "inf" in str(facts["values"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -178,7 +195,7 @@ def test_damaged_shards_are_named(tmp_path: Path, workers: int) -> None:
 def test_learning_and_speaking(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, _ = built
     run = tmp_path / "run"
-    result = train(dataset.uri, run, config("steps=24", "log_every=4", "optimiser.warmup=4"))
+    result = train(dataset.uri, run, config("steps=40", "data.batch=4", "log_every=10", "optimiser.lr=3e-3"))
     assert result.last < 0.8 * result.first
     clip = next(row for row in dataset.clips() if row.split == "test" and row.state == "packed")
     out = tmp_path / "out.mp4"

@@ -1,0 +1,67 @@
+"""What surrounds a training loop: its device, its signals, its memory."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from model.ranks import Ranks
+from model.train_config import TrainConfig
+from shards.errors import UserError
+
+
+def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
+    """The GPU of this process, or the CPU. Raises UserError: a GPU was asked for and is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: this torch sees no GPU; install a CUDA build or set device=cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local >= torch.cuda.device_count():
+        raise UserError(f"process {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    torch.cuda.set_device(ranks.local)
+    # What float32 work is left outside of bfloat16 may use TF32 as well.
+    torch.set_float32_matmul_precision("high" if config.amp else "highest")
+    return torch.device("cuda", ranks.local)
+
+
+@contextmanager
+def stop_signal(interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written; `interrupt` ends
+    the wait for data."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        interrupt()
+
+    # Python lets the main thread alone handle signals.
+    handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def memory_advice(config: TrainConfig, ranks: Ranks) -> Iterator[None]:
+    """Turn running out of memory into a `UserError` that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        ours = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not ours:
+            raise
+        reason = (str(error).strip().splitlines() or ["no memory"])[0][:200]
+        raise UserError(
+            f"out of memory ({reason}); raise accumulate (now {config.accumulate}), or lower data.batch (now "
+            f"{config.data.batch} over {ranks.world} processes), data.crop_frames (now {config.data.crop_frames}) or "
+            f"validation.max_frames (now {config.validation.max_frames}); amp=true needs less"
+        ) from None

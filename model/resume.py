@@ -1,0 +1,58 @@
+"""Whether a run may go on from a checkpoint, and with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.train_config import TrainConfig
+from shards.clip_table import Snapshot
+from shards.config import Config
+from shards.errors import UserError
+
+LOOSE = (
+    *("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "model", "lip_weights"),
+    *("profile", "validation", "accumulate", "compile", "peak_tflops", "dataset.snapshots"),
+    *(f"data.{name}" for name in ("workers", "prefetch", "cache", "cache_bytes", "ahead", "verify", "damaged")),
+    *("data.index", "data.augment_on"),
+)
+"""Keys that may change in the middle of a run: they decide how it is run, not what comes out (but for rounding)."""
+NAMED = 4
+"""How many keys a refusal shows."""
+
+
+def snapshots(state: Checkpoint) -> list[Snapshot] | None:
+    """State of each dataset that the run reads; None in checkpoints of before there was such a thing."""
+    found = state.dataset.get("snapshots")
+    return found and [Snapshot.model_validate(facts) for facts in found]
+
+
+def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: ModelConfig, facts: dict[str, Any]) -> None:
+    """A run goes on only with what decides its results unchanged: settings, network and how the shards were made.
+
+    Raises:
+        UserError: names the keys that differ, with both values.
+    """
+    ours = _flat({**plain(config), "network": plain(shape), "dataset": facts})
+    theirs = _flat({**state.config, "network": state.shape, "dataset": state.dataset})
+    odd = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in LOOSE)]
+    if odd:
+        shown = ", ".join(f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in odd[:NAMED])
+        more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
+        raise UserError(
+            f"{run}: checkpoint of another configuration: {shown}{more}; name another folder or set it back"
+        )
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
