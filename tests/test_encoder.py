@@ -32,7 +32,8 @@ def test_a_clip_is_the_same_alone_and_padded(forced: bool) -> None:
 
 
 def test_padding_stays_within_rounding_in_half_precision() -> None:
-    """bfloat16 has 8 bits: kernels that depend on the length may round the last one differently, no more than that."""
+    """Kernels may add in another order for another length: with bfloat16's 8 bits that is up to 2 % of an output's
+    root mean square, as far as it is from float32 itself."""
     shape = config()
     model = build(shape).eval()
     clips = batch(shape)
@@ -46,7 +47,7 @@ def test_padding_stays_within_rounding_in_half_precision() -> None:
             other = other[:, :, :12]
         elif name != "timbre":
             other = other[:, :12]
-        assert (other - value).abs().max() < 0.03 * value.abs().max(), name
+        assert (other - value).norm() < 0.03 * value.norm(), name
 
 
 def test_padding_does_not_enter_the_losses() -> None:
@@ -268,9 +269,9 @@ def test_a_small_model_overfits_one_batch() -> None:
     model, clips = build(shape).train(), batch(shape, (8, 10))
     model.mel_mean.fill_(-5.0)
     model.mel_std.fill_(2.0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     history = []
-    for step in range(60):
+    for step in range(25):
         optimiser.zero_grad()
         losses = model.losses(clips, seeded(step))
         losses["loss"].backward()
