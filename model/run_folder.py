@@ -91,17 +91,17 @@ class RunFolder:
     def _send(self) -> bool:
         """Send the event files that grew. Whether all of them lie in the bucket now."""
         assert self._folder is not None
-        for path in sorted(self._folder.iterdir()):
-            size = path.stat().st_size
-            if self._sent.get(path.name) == size:
-                continue
-            try:
+        try:
+            for path in sorted(self._folder.iterdir()):
+                size = path.stat().st_size
+                if self._sent.get(path.name) == size:
+                    continue
                 self._store.write(path.name, path.read_bytes())
-            except StorageError as error:
-                warnings.warn(f"{self.uri}: events are kept in {self._folder} for now ({error})", stacklevel=3)
-                return False
-            self._sent[path.name] = size
-            if size > ROTATE and self._writer is not None:
-                # A closed SummaryWriter opens the next file by itself.
-                self._writer.close()
+                self._sent[path.name] = size
+                if size > ROTATE and self._writer is not None:
+                    # A closed SummaryWriter opens the next file by itself.
+                    self._writer.close()
+        except (OSError, StorageError) as error:
+            warnings.warn(f"{self.uri}: events are kept in {self._folder} for now ({error})", stacklevel=3)
+            return False
         return True

@@ -27,6 +27,7 @@ from shards.object_store import ObjectStore
 from shards.storage import StorageError, open_store
 from tests.buckets import Outside
 from tests.proxy import FaultProxy
+from tests.webserver import serve
 
 FACTS: dict[str, Any] = {"config": {"seed": 7, "data": {"batch": 2}}, "shape": {"dim": 3}, "dataset": {"profile": "é"}}
 BIG = 20 << 20
@@ -296,6 +297,14 @@ def test_a_large_one_survives_a_bad_line(s3_uri: str, proxy: FaultProxy) -> None
     proxy.cut(after=1 << 20, times=2)
     assert torch.equal(checkpoint.load(s3_uri).model["w"], weight)
     assert proxy.counts["cut"] == 2
+
+
+def test_one_file_may_lie_on_a_web_server(whole: bytes) -> None:
+    with serve() as server:
+        server.files["/run/best.pt"] = whole
+        assert checkpoint.load(f"{server.uri}/run/best.pt").step == 3
+        with pytest.raises(UserError, match=r"other\.pt: no such checkpoint"):
+            checkpoint.load(f"{server.uri}/run/other.pt")
 
 
 def test_one_that_is_replaced_while_it_is_read_is_not_mixed(
