@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import pickle
 import re
 import tempfile
-import threading
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from model.checkpoint_file import Unreadable, one_line, read_state
 from shards.errors import UserError
 from shards.storage import (
     TEMPORARY,
@@ -27,7 +23,6 @@ from shards.storage import (
     Store,
     file_sha256,
     is_remote,
-    is_web,
     local_path,
     open_store,
     open_uri,
@@ -35,15 +30,8 @@ from shards.storage import (
 
 PREFIX, SUFFIX = "step-", ".pt"
 KEYS = ("step", "config", "shape", "dataset", "model", "optimiser")
-PART = 8 << 20
-DOWNLOADS = 8
-"""Parts of an object on their way at once."""
 ABANDONED = timedelta(days=1)
 """After this time nobody writes to a hidden file any more."""
-
-
-class Unreadable(UserError):
-    """A file that is no whole checkpoint of this program."""
 
 
 class LeftOut(TypedDict):
@@ -135,9 +123,6 @@ def found(uri: str | Path) -> list[str]:
 def load(uri: str | Path) -> Checkpoint:
     """Load a checkpoint file, or the newest in a folder, onto the CPU.
 
-    Every byte is checked against the checksums in the file: torch itself does not, and would go on from a file with a
-    hole in it.
-
     Raises:
         UserError: no checkpoint there, or a file that is cut short, damaged or of another kind. Where it is the newest
             of several, the message names the one before.
@@ -174,7 +159,7 @@ def restore(network: nn.Module, state: Checkpoint) -> None:
     try:
         missing, odd = network.load_state_dict(state.model, strict=False)
     except RuntimeError as error:
-        raise UserError(f"checkpoint of step {state.step}: {_one_line(error)}") from None
+        raise UserError(f"checkpoint of step {state.step}: {one_line(error)}") from None
     faults = [f"missing {key}" for key in missing if prefix is None or not key.startswith(prefix)]
     faults += [f"unexpected {key}" for key in odd]
     if faults:
@@ -250,84 +235,9 @@ def _file_name(uri: str) -> str | None:
 
 def _load(store: Store, name: str, address: str) -> Checkpoint:
     try:
-        with _opened(store, name, address) as stream:
-            _check_whole(stream, address)
-            return _checkpoint(_unpickle(stream, address), address)
+        return _checkpoint(read_state(store, name, address), address)
     except FileNotFoundError:
         raise UserError(f"{address}: no such checkpoint") from None
-
-
-@contextlib.contextmanager
-def _opened(store: Store, name: str, address: str) -> Iterator[IO[bytes]]:
-    """A stream of the file's bytes on disk; a nameless copy of an object, so that memory holds its tensors alone."""
-    if not is_remote(store.uri):
-        with store.open(name) as stream:
-            yield stream
-        return
-    with tempfile.TemporaryFile() as copy:
-        _download(store, name, copy, address)
-        yield copy
-
-
-def _download(store: Store, name: str, copy: IO[bytes], address: str) -> None:
-    begin = store.find(name)
-    if begin is None:
-        raise FileNotFoundError(address)
-    size, lock = begin.size, threading.Lock()
-
-    def fetch(offset: int) -> None:
-        data = store.read_ranges(name, [(offset, min(PART, size - offset))])[0]
-        try:
-            with lock:
-                copy.seek(offset)
-                copy.write(data)
-        except OSError as error:
-            raise StorageError(f"{address}: no copy in {tempfile.gettempdir()} ({error.strerror})") from None
-
-    with ThreadPoolExecutor(DOWNLOADS) as pool:
-        for _ in pool.map(fetch, range(0, size, PART)):
-            pass
-    copy.seek(0)
-    end = store.find(name)
-    # Not every web server stamps its files; there the checksums alone tell.
-    if not is_web(store.uri) and (end is None or end.stamp != begin.stamp):
-        raise StorageError(f"{address}: was replaced while it was read; run the same command again")
-
-
-def _check_whole(stream: IO[bytes], address: str) -> None:
-    begins = stream.read(4) == b"PK\x03\x04"
-    try:
-        archive = zipfile.ZipFile(stream)
-        begins = False
-        # torch never compresses; a compressed file could unpack to any size.
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-        broken = None if packed else archive.testzip()
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        if begins:
-            size = stream.seek(0, 2)
-            raise Unreadable(f"{address}: cut short, its end is missing after {size} bytes; copy it again") from None
-        raise Unreadable(f"{address}: not a checkpoint of this program ({_one_line(error)})") from None
-    if packed:
-        raise Unreadable(f"{address}: not a checkpoint of this program (a compressed file)")
-    if broken is not None:
-        raise Unreadable(f"{address}: damaged, the checksum of {broken} is wrong; copy it again")
-    stream.seek(0)
-
-
-def _unpickle(stream: IO[bytes], address: str) -> Any:
-    try:
-        return torch.load(stream, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except pickle.UnpicklingError as error:
-        # torch's own text goes on to say how code in the file could be run.
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it holds code, {code[1]}, which is not run" if code else "it is not plain tensors"
-        raise Unreadable(f"{address}: not a checkpoint of this program ({what})") from None
-    except Exception as error:
-        raise Unreadable(f"{address}: not a checkpoint of this program ({_one_line(error)})") from None
 
 
 def _checkpoint(state: Any, address: str) -> Checkpoint:
@@ -341,7 +251,7 @@ def _checkpoint(state: Any, address: str) -> Checkpoint:
         facts = {key: json.loads(state[key]) for key in ("config", "shape", "dataset")}
         without = json.loads(state.get("without", "null"))
     except (TypeError, ValueError) as error:
-        raise Unreadable(f"{kind} ({_one_line(error)})") from None
+        raise Unreadable(f"{kind} ({one_line(error)})") from None
     ema = state.get("ema")
     sound = {
         "step": type(state["step"]) is int and state["step"] >= 0,
@@ -373,7 +283,3 @@ def _digest(path: Path, prefix: str) -> str:
         return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: the weights of {prefix}*, {error.strerror}; name the file that holds them") from None
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
