@@ -64,7 +64,9 @@ def batch(shape: ModelConfig, frames: tuple[int, ...] = (6, 10)) -> dict[str, Te
     made["units"][~sound] = -100
     made["pitch"][~sound] = 1e3
     made["mel"].transpose(1, 2)[~sound] = 1e3
+    made["energy"][~sound] = float("nan")
     made["identity"][~video] = 1e3
+    made["expression"][~video] = -1e3
     made["lips"][:, 0][~video] = 1e3
     return made
 
