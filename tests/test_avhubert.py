@@ -1,9 +1,8 @@
-"""AV-HuBERT's video path: its public shape and keys, padding, the layer sum and loading."""
+"""AV-HuBERT's video path: its public shape and keys, padding and the layer sum."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from model.avhubert import AVHubert, LipEncoder, PositionalConv
 from model.config import LipEncoderConfig
 from model.layers import length_mask
-from shards.errors import UserError
 
 SMALL = LipEncoderConfig(
     stem=4, trunk=(4, 6, 8, 10), dim=16, layers=3, heads=2, ffn=24, pos_kernel=8, pos_groups=4, frozen=False
@@ -170,45 +168,3 @@ def test_trained_from_scratch_every_parameter_learns() -> None:
     encoder = LipEncoder(SMALL).train()
     encoder(lips(2, 4), everything(2, 4)).square().sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_public_checkpoint_loads(tmp_path: Path, wrapped: bool) -> None:
-    source, target = LipEncoder(SMALL).eval(), LipEncoder(SMALL).eval()
-    weights = dict(source.network.state_dict())
-    weights |= {
-        "feature_extractor_audio.proj.weight": torch.zeros(16, 104),
-        "mask_emb": torch.zeros(104),
-        "final_proj.0.weight": torch.zeros(1),
-        "label_embs_concat": torch.zeros(1),
-    }
-    path = tmp_path / "avhubert.pt"
-    torch.save({"model": weights} if wrapped else weights, path)
-    target.load_public(path)
-    x, clip = lips(1, 3), everything(1, 3)
-    torch.testing.assert_close(target(x, clip), source(x, clip), rtol=0, atol=0)
-
-
-def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
-    encoder = LipEncoder(SMALL)
-    weights = dict(encoder.network.state_dict())
-    path = tmp_path / "avhubert.pt"
-
-    def refuse(match: str) -> None:
-        with pytest.raises(UserError, match=match) as caught:
-            encoder.load_public(path)
-        assert "avhubert.pt" in str(caught.value)
-
-    refuse("no such file")
-    torch.save({key: value for key, value in weights.items() if key != "layer_norm.bias"}, path)
-    refuse("missing layer_norm.bias")
-    torch.save(weights | {"decoder.x": torch.zeros(1)}, path)
-    refuse(r"unexpected decoder\.x")
-    torch.save(weights | {"layer_norm.bias": torch.zeros(3)}, path)
-    refuse(r"layer_norm\.bias has shape \[3\], not \[32\]")
-    torch.save({"model": 3}, path)
-    refuse("dict of tensors")
-    torch.save({"cfg": Path("x"), "model": weights}, path)
-    refuse("not a plain file of tensors")
-    path.write_bytes(b"junk")
-    refuse("not a plain file of tensors")

@@ -152,34 +152,39 @@ def clips(lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(1, 1, length, 88, 88, generator=generator).to(dtype) for length in lengths]
 
 
+DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+
+
 @torch.no_grad()
 def compare(config: LipEncoderConfig, lengths: list[int], dtype: torch.dtype, tolerance: float) -> None:
-    """Clips alone by the reference against clips alone, and in a batch padded with noise, by ours."""
+    """Clips alone by the reference against clips alone, and in a batch padded with noise, by ours.
+
+    The tolerance is that of numbers around 1. States grow with depth, and what float32 rounds off with them.
+    """
     ours, reference = pair(config, dtype)
-    parts = clips(lengths, dtype)
-    longest = max(lengths)
+    parts, longest = clips(lengths, dtype), max(lengths)
     batch = torch.full((len(parts), 1, longest, 88, 88), 9.0, dtype=dtype)
     for row, part in zip(batch, parts, strict=True):
         row[:, : part.shape[2]] = part[0]
     padded = list(ours.states(batch, length_mask(torch.tensor(lengths), longest)))
-    for row, part in enumerate(parts):
-        frames = lengths[row]
+    for row, (part, frames) in enumerate(zip(parts, lengths, strict=True)):
         expected = reference.states(part)
         alone = list(ours.states(part, torch.ones(1, frames, dtype=torch.bool)))
         assert len(expected) == len(alone) == len(padded) == config.layers + 1
         for layer, state in enumerate(expected):
             assert state.shape == (1, frames, config.dim)
-            assert state.std() > 0.1, layer
-            torch.testing.assert_close(alone[layer], state, rtol=tolerance, atol=tolerance)
-            torch.testing.assert_close(padded[layer][row : row + 1, :frames], state, rtol=tolerance, atol=tolerance)
+            assert state.std() > 0.5, layer
+            within = tolerance * max(1.0, float(state.std()))
+            torch.testing.assert_close(alone[layer], state, rtol=0, atol=within)
+            torch.testing.assert_close(padded[layer][row : row + 1, :frames], state, rtol=0, atol=within)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@DTYPES
 def test_hidden_states_equal_those_of_other_code(dtype: torch.dtype, tolerance: float) -> None:
     compare(SMALL, [7, 12, 1], dtype, tolerance)
 
 
 @pytest.mark.nightly
-def test_hidden_states_of_the_large_network() -> None:
-    config = LipEncoderConfig()
-    compare(config, [9, 5], torch.float32, 1e-5)
+@DTYPES
+def test_hidden_states_of_the_large_network(dtype: torch.dtype, tolerance: float) -> None:
+    compare(LipEncoderConfig(), [9, 5], dtype, tolerance)
