@@ -28,7 +28,7 @@ PREPOSITIONS = ("at", "by", "in", "with")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVXYZ")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ADVERBS = ("again", "now", "please", "soon")
-_SLOTS = (COMMANDS, COLOURS, PREPOSITIONS, LETTERS, DIGITS, ADVERBS)
+SLOTS = (COMMANDS, COLOURS, PREPOSITIONS, LETTERS, DIGITS, ADVERBS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plan(clips: int, voices: int, seed: int, held_out_voices: int = 0) -> list[T
     Raises:
         UserError: too few clips, more than there are sentences, or more voices than there are.
     """
-    total = int(np.prod([len(slot) for slot in _SLOTS]))
+    total = int(np.prod([len(slot) for slot in SLOTS]))
     fewest = 3 + held_out_voices
     if not fewest <= clips <= total:
         raise UserError(f"synthetic corpus: {clips} clips asked for, {fewest} to {total} are possible")
@@ -101,8 +101,8 @@ def plan(clips: int, voices: int, seed: int, held_out_voices: int = 0) -> list[T
     held = max(1, known // 10)
     takes = []
     for i, number in enumerate(drawn):
-        indices = np.unravel_index(int(number), [len(slot) for slot in _SLOTS])
-        words = tuple(slot[int(j)] for slot, j in zip(_SLOTS, indices, strict=True))
+        indices = np.unravel_index(int(number), [len(slot) for slot in SLOTS])
+        words = tuple(slot[int(j)] for slot, j in zip(SLOTS, indices, strict=True))
         speaker = i % voices if i < known else voices + (i - known) % held_out_voices
         split = "test" if i < held or i >= known else "valid" if i < 2 * held else "train"
         takes.append(Take(split, SPEAKERS[speaker], words, (seed, i)))
