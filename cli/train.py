@@ -5,6 +5,7 @@ On several GPUs: torchrun --nproc-per-node N --no-python f2v train ..."""
 from __future__ import annotations
 
 import argparse
+import os
 
 from cli.options import add_config_options
 
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, key) is not None:
             overrides.append(f"{key}={getattr(args, key)}")
     result = train(args.dataset, args.run, train_config(args.config, overrides))
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # one process of a run speaks for all
     if result.first != result.first:
         print(f"{result.folder}: at step {result.step} already; give more --steps to go on")
         return 0

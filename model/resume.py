@@ -1,13 +1,17 @@
-"""Whether a run may go on from a checkpoint, and with what."""
+"""How a run begins, and whether and with what it may go on from a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from model.checkpoint import Checkpoint
+from model import checkpoint
+from model.checkpoint import Checkpoint, LeftOut
 from model.config import ModelConfig
+from model.faces2voices import FacesToVoices
+from model.statistics import mel_statistics
 from model.train_config import TrainConfig
-from shards.clip_table import Snapshot
+from shards.clip_table import ClipTable, Snapshot
 from shards.config import Config
 from shards.errors import UserError
 
@@ -44,6 +48,36 @@ def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: Mode
         raise UserError(
             f"{run}: checkpoint of another configuration: {shown}{more}; name another folder or set it back"
         )
+
+
+def begun_network(
+    config: TrainConfig, shape: ModelConfig, state: Checkpoint | None, tables: Sequence[ClipTable]
+) -> tuple[FacesToVoices, LeftOut | None]:
+    """The network as the run begins or goes on, on the CPU, and what its checkpoints leave out: a frozen lip encoder,
+    which lies in a file.
+
+    Args:
+        tables: clips of the training set, for the scale of its mels.
+
+    Raises:
+        UserError: a frozen lip encoder without weights, or with others than those that the run began with.
+    """
+    if shape.lip_encoder.frozen and config.lip_weights is None:
+        raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
+    network = FacesToVoices(shape)
+    if config.lip_weights is not None:
+        network.lip_encoder.load_public(config.lip_weights)
+    if state is not None:
+        if state.without is not None:
+            checkpoint.weights_file(state.without, config.lip_weights)
+        checkpoint.restore(network, state)
+        return network, state.without
+    mean, deviation = mel_statistics(tables)
+    network.mel_mean.fill_(mean)
+    network.mel_std.fill_(deviation)
+    if shape.lip_encoder.frozen and config.lip_weights is not None:
+        return network, checkpoint.left_out("lip_encoder.network.", config.lip_weights)
+    return network, None
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -25,9 +25,8 @@ from model.optimiser import adamw, set_rate
 from model.process import choose_device, memory_advice, stop_signal
 from model.ranks import Ranks
 from model.rehearsal import rehearsal
-from model.resume import check_same_run, plain, snapshots
+from model.resume import begun_network, check_same_run, plain, snapshots
 from model.run_folder import RunFolder
-from model.statistics import mel_statistics
 from model.train_config import TrainConfig, check_profile, dataset_facts, model_config
 from model.validate import Validation
 from shards.device import Batch
@@ -66,8 +65,12 @@ def train(uri: str, folder: str | Path, config: TrainConfig) -> Result:
             torch.set_num_threads(config.threads)
         state = checkpoint.load(folder) if checkpoint.found(folder) else None
         begun = snapshots(state) if state is not None and config.data.index == "first" else None
-        with TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream:
-            return _train(stream, RunFolder(folder), config, device, ranks, state)
+        with (
+            memory_advice(config, ranks),
+            TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
+            contextlib.closing(RunFolder(folder)) as run,
+        ):
+            return _train(stream, run, config, device, ranks, state)
     finally:
         ranks.close()
 
@@ -88,28 +91,13 @@ def _train(
         check_same_run(run.uri, state, config, shape, facts)
         if state.step >= config.steps:
             return Result(run.uri, state.step, math.nan, math.nan, False)
-    if shape.lip_encoder.frozen and config.lip_weights is None:
-        raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
     rows = config.data.batch // ranks.world
     if rows % config.accumulate:
         raise UserError(f"a process's {rows} samples of data.batch cannot be split into {config.accumulate} parts")
 
     # Every process begins with the same parameters.
     torch.manual_seed(config.seed)
-    network = FacesToVoices(shape)
-    without = None
-    if config.lip_weights is not None:
-        network.lip_encoder.load_public(config.lip_weights)
-        if shape.lip_encoder.frozen:
-            without = checkpoint.left_out("lip_encoder.network.", config.lip_weights)
-    if state is not None:
-        if state.without is not None:
-            checkpoint.weights_file(state.without, config.lip_weights)
-        checkpoint.restore(network, state)
-    else:
-        mean, deviation = mel_statistics(stream.tables)
-        network.mel_mean.fill_(mean)
-        network.mel_std.fill_(deviation)
+    network, without = begun_network(config, shape, state, stream.tables)
     network.to(device).train()
     optimiser = adamw(network, config.optimiser)
     if state is not None:
@@ -119,6 +107,10 @@ def _train(
     if ranks.world > 1:
         model = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
     step = start = state.step if state is not None else 0
+    if state is not None:
+        # The caller still holds it; its tensors would stay for the whole run.
+        state.model.clear()
+        state.optimiser.clear()
 
     begin = time.monotonic()
     meter: Meter | None = None
@@ -127,7 +119,6 @@ def _train(
     with (
         stop_signal(stream.interrupt) as stop,
         Progress("train", config.steps, "steps", quiet=not ranks.first) as progress,
-        memory_advice(config, ranks),
     ):
         validation = _validation(stream, config, ranks, facts, progress.note)
         progress.advance(step)
@@ -142,8 +133,15 @@ def _train(
                 checkpoint.save(run.uri, checkpoint.Checkpoint(step, *words, *tensors, without), config.keep)
                 run.sync()
 
+        def report(means: dict[str, float]) -> None:
+            nonlocal first, last
+            last = means["loss"]
+            first = last if math.isnan(first) else first
+            _write(log, "train", {**means, "lr": rate}, step)
+            progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
+
         batches = stream.batches(step, device)
-        saved = start
+        reported = saved = start
         try:
             while step < config.steps:
                 batch = next(batches, None)
@@ -170,12 +168,9 @@ def _train(
                 meter.add(step - 1, batch["keys"], values)
                 progress.advance()
 
-                if step % config.log_every == 0 or step == config.steps:
-                    means = ranks.mean(meter.take(config.data.batch))
-                    last = means["loss"]
-                    first = last if math.isnan(first) else first
-                    _write(log, "train", {**means, "lr": rate}, step)
-                    progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
+                if step % config.log_every == 0:
+                    report(ranks.mean(meter.take(config.data.batch)))
+                    reported = step
                 if step % config.checkpoint_every == 0:
                     save()
                     saved = step
@@ -187,13 +182,12 @@ def _train(
                             validation.speak(network, device, log, step)
                     _write(log, "valid", means, step)
                     progress.note(f"step {step} valid: {_terms(means)}")
+            if meter is not None and step > reported:
+                report(ranks.mean(meter.take(config.data.batch)))
             if step > saved:
                 save()
         except NotFinite as error:
             raise UserError(_not_finite(run, error, ranks)) from None
-    if log is not None:
-        log.close()
-    run.close()
     return Result(run.uri, step, first, last, step < config.steps)
 
 
