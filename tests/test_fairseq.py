@@ -230,7 +230,7 @@ def test_sharing_beyond_reason_is_refused(tmp_path: Path) -> None:
 
 @FORMATS
 @given(share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_cut_files_are_refused(tmp_path_factory: pytest.TempPathFactory, new: bool, share: float) -> None:
     path = tmp_path_factory.getbasetemp() / f"cut-{new}.pt"
     save({"model": OrderedDict(torch.nn.Linear(7, 9).state_dict())}, path, new)
@@ -241,7 +241,7 @@ def test_cut_files_are_refused(tmp_path_factory: pytest.TempPathFactory, new: bo
 
 @FORMATS
 @given(place=st.integers(0), byte=st.integers(0, 255))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_changed_bytes_are_an_error_or_numbers(
     tmp_path_factory: pytest.TempPathFactory, new: bool, place: int, byte: int
 ) -> None:
