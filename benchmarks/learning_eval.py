@@ -20,7 +20,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from shards.codec import decode
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.mel import from_pcm
-from shards.pitch import standardise
+from shards.pitch import PitchMode, standardise
 from shards.schema import FIELDS
 from shards.stream_config import StreamConfig
 from shards.whole_clips import WholeClips
@@ -47,6 +47,16 @@ Sums = dict[str, tuple[float, float]]
 """Figure -> (sum of errors or hits, count) of one clip."""
 READ = ("meta", "wav", "mel", "pitch", "energy", "units", "timbre")
 BATCH_FRAMES = 400
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Arguments of `FacesToVoices.synthesize`, and the seed of its noise."""
+
+    steps: int = 10
+    guidance: float = 0.7
+    temperature: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,13 @@ def read_clips(dataset: str, split: str) -> Iterator[dict[str, Any]]:
     """Every clip of a split as stored (see `READ`).
 
     Raises:
-        UserError: no dataset there.
+        UserError: no dataset there, or its shards lack such a field.
     """
     data = Dataset(dataset)
     index, clips = data.index_and_clips(data.manifest().index.name)
+    missing = [name for name in READ if name not in ("meta", *index.fields)]
+    if missing:
+        raise UserError(f"{data.uri}: its shards hold no {' and no '.join(missing)}; build with them in pack.fields")
     for shard, listed in zip(index.shards, clips, strict=True):
         for clip in listed if shard.split == split else ():
             parts = data.store.read_ranges(shard.name, [tuple(clip["members"][name]) for name in READ])
@@ -84,8 +97,8 @@ def read_clips(dataset: str, split: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def constants(dataset: str) -> Constants:
-    """The trivial answers of a dataset's train split."""
+def constants(dataset: str, mode: PitchMode) -> Constants:
+    """The trivial answers of a dataset's train split, pitch standardised as `mode` says."""
     clips = list(read_clips(dataset, "train"))
     units: dict[str, list[Any]] = defaultdict(list)
     for clip in clips:
@@ -104,20 +117,20 @@ def constants(dataset: str) -> Constants:
         timbre=np.mean([clip["timbre"] for clip in clips], axis=0),
         mel=joined("mel").mean(0),
         hertz=float(np.nanmean(joined("pitch"))),
-        pitch=float(np.median(np.concatenate([standardise(clip["pitch"]) for clip in clips]))),
+        pitch=float(np.median(np.concatenate([standardise(clip["pitch"], mode) for clip in clips]))),
     )
 
 
 def speak(
-    dataset: str, state: checkpoint.Checkpoint, split: str, steps: int, guidance: float, seed: int, temperature: float
+    dataset: str, state: checkpoint.Checkpoint, split: str, how: Synthesis
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and what the network says of each clip: units [T], pitch, energy [T], timbre [D], mel [T, 80]."""
     network = load_network(state)
     clips = WholeClips(dataset, StreamConfig(split=split, min_frames=1, workers=0), BATCH_FRAMES)
-    noise = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(how.seed)
     for batch in clips.batches():
         with torch.inference_mode():
-            spoken = network.synthesize(batch, noise, steps, guidance, temperature)
+            spoken = network.synthesize(batch, noise, how.steps, how.guidance, how.temperature)
         for row, (key, frames) in enumerate(zip(batch["keys"], batch["frames"].tolist(), strict=True)):
             said: dict[str, Any] = {name: spoken[name][row].numpy() for name in spoken}
             said["mel"] = said["mel"].T
@@ -130,12 +143,15 @@ def sound(mel: Floats, filterbank: Any) -> Floats:
     return wave / max(1.0, float(np.abs(wave).max()))
 
 
-def attribute_sums(clip: Mapping[str, Any], said: Mapping[str, Any], trivial: Constants, hertz: Floats) -> Sums:
+def attribute_sums(
+    clip: Mapping[str, Any], said: Mapping[str, Any], trivial: Constants, hertz: Floats, mode: PitchMode
+) -> Sums:
     """Errors of one clip. Attributes that the network does not predict (ablations) are left out.
 
     Args:
         clip: as stored; said: as `speak` gives it.
         hertz: pitch of the network's speech, NaN where unvoiced.
+        mode: how the network's pitch is standardised.
     """
     frames = len(clip["units"])
     fallback = trivial.speaker_unit.get(clip["meta"]["speaker"], trivial.unit)
@@ -147,7 +163,7 @@ def attribute_sums(clip: Mapping[str, Any], said: Mapping[str, Any], trivial: Co
         "mel_l1_constant": _absolute(trivial.mel, clip["mel"]),
         "mel_l1_clip": _absolute(np.median(clip["mel"], axis=0), clip["mel"]),
     }
-    pitch = standardise(clip["pitch"])
+    pitch = standardise(clip["pitch"], mode)
     for name, true, constant in (("pitch", pitch, trivial.pitch), ("energy", clip["energy"], trivial.energy)):
         if name in said:
             sums[f"{name}_mae"] = _absolute(said[name], true)
@@ -202,10 +218,7 @@ def evaluate(
     dataset: str,
     run: Path | None = None,
     split: str = "test",
-    steps: int = 10,
-    guidance: float = 0.7,
-    temperature: float = 1.0,
-    seed: int = 0,
+    synthesis: Synthesis = Synthesis(),
     decodings: tuple[Decoding, ...] = DECODINGS,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -213,25 +226,27 @@ def evaluate(
 
     Args:
         run: checkpoint file or folder of a run.
-        steps, guidance, temperature, seed: of the synthesis.
         decodings: ways of recognition (see `benchmarks.learning_words`); none leaves words out.
 
     Raises:
-        UserError: unusable dataset or checkpoint, or packed shards without a field of `READ`.
+        UserError: unusable dataset or checkpoint.
     """
     recogniser = Recogniser(threads) if decodings else None
-    trivial = constants(dataset)
-    filterbank = Dataset(dataset).index().recipe(split)["mel"].settings["filterbank"]
-    clips = {clip["key"]: clip for clip in read_clips(dataset, split)}
     state = checkpoint.load(run) if run else None
-    spoken = dict(speak(dataset, state, split, steps, guidance, seed, temperature)) if state else {}
+    mode: PitchMode = state.config["data"]["pitch"] if state else "zero"
+    trivial = constants(dataset, mode)
+    stages = {stage: recipe.settings for stage, recipe in Dataset(dataset).index().recipe(split).items()}
+    filterbank, limits = stages["mel"]["filterbank"], (stages["pitch"]["fmin"], stages["pitch"]["fmax"])
+    clips = {clip["key"]: clip for clip in read_clips(dataset, split)}
+    spoken = dict(speak(dataset, state, split, synthesis)) if state else {}
     rows: dict[str, list[Sums]] = defaultdict(list)
     heard: dict[str, dict[str, str]] = {}
     for key, clip in clips.items():
         sums: Sums = {}
         if state:
-            waves = {"speech": sound(spoken[key]["mel"], filterbank)}
-            sums |= attribute_sums(clip, spoken[key], trivial, track_pitch(waves["speech"], 65.0, 600.0))
+            wave = sound(spoken[key]["mel"], filterbank)
+            waves = {"speech": wave}
+            sums |= attribute_sums(clip, spoken[key], trivial, track_pitch(wave, *limits), mode)
         else:
             waves = {"original": from_pcm(clip["wav"]), "resynthesis": sound(clip["mel"], filterbank)}
         speaker, text = clip["meta"]["speaker"], clip["meta"]["text"]
@@ -247,7 +262,7 @@ def evaluate(
         "dataset": dataset,
         "split": split,
         "step": state.step if state else None,
-        "synthesis": {"steps": steps, "guidance": guidance, "temperature": temperature, "seed": seed},
+        "synthesis": asdict(synthesis) if state else None,
         "groups": {name: summarise(members) for name, members in sorted(rows.items())},
         "chance": _chance(heard),
         "heard": heard,
@@ -271,17 +286,15 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="checkpoint or folder of a run; without it the floors")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--steps", type=int, default=10, help="Euler steps (default: 10)")
-    parser.add_argument("--guidance", type=float, default=0.7)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, value in asdict(Synthesis()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"of the synthesis (default: {value})")
     parser.add_argument("--decodings", nargs="*", choices=DECODINGS, default=list(DECODINGS))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    synthesis = (args.steps, args.guidance, args.temperature, args.seed)
+    synthesis = Synthesis(args.steps, args.guidance, args.temperature, args.seed)
     try:
-        found = evaluate(args.dataset, args.run, args.split, *synthesis, tuple(args.decodings), args.threads)
+        found = evaluate(args.dataset, args.run, args.split, synthesis, tuple(args.decodings), args.threads)
     except UserError as error:
         print(f"learning_eval: {error}", file=sys.stderr)
         return 2
