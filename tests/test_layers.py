@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from model.config import EncoderConfig
 from model.layers import (
     BlindConv,
     ConvNeXtBlock,
@@ -28,6 +29,7 @@ from model.layers import (
     rotate,
     sinusoids,
 )
+from model.predictors import MaskedPredictor, Predictor
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -209,6 +211,40 @@ def test_rotary_positions_are_relative_and_standard() -> None:
     q, k = noise(8, seed=1).expand(1, 1, 50, 8), noise(8, seed=2).expand(1, 1, 50, 8)
     scores = (rotate(q, angles) @ rotate(k, angles).transpose(-1, -2))[0, 0]
     assert math.isclose(scores[3, 10], scores[30, 37], abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 2])
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_masked_predictor_equals_numpy(activation: Literal["gelu", "tanh"], hidden: int) -> None:
+    config = EncoderConfig(dim=8, masked_kernel=5, masked_gap=1, masked_hidden=hidden, masked_activation=activation)
+    module = randomise(MaskedPredictor(config, 3))
+    x = noise(1, 6, 8)
+    found = module(x, torch.ones(1, 6, dtype=torch.bool))[0].detach().numpy()
+    with torch.no_grad():
+        module.conv.conv.weight[:, :, 2] = 0
+    bend = np.tanh if activation == "tanh" else gelu
+    norm, *linears = (piece for piece in module.head if isinstance(piece, nn.LayerNorm | nn.Linear))
+    assert isinstance(norm, nn.LayerNorm)
+    y = layer_norm(convolve(array(x[0]), module.conv.conv), norm)
+    for linear in linears:
+        assert isinstance(linear, nn.Linear)
+        y = bend(y) @ array(linear.weight).T + array(linear.bias)
+    assert len(linears) == hidden + 1
+    np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
+
+
+def test_predictor_is_blocks_then_norm_then_head() -> None:
+    module = randomise(Predictor(EncoderConfig(dim=8, blocks=2), 3))
+    x, mask = noise(2, 6, 8), length_mask(torch.tensor([6, 4]), 6)
+    y = x
+    for piece in module.blocks:
+        y = piece(y, mask)
+    norm, _, linear = module.head
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(linear, nn.Linear)
+    expected = layer_norm(array(y), norm) @ array(linear.weight).T + array(linear.bias)
+    assert len(module.blocks) == 2
+    np.testing.assert_allclose(module(x, mask).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sinusoids_equal_numpy() -> None:
