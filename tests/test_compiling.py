@@ -91,6 +91,7 @@ def test_without_a_compiler_training_goes_on_and_says_so() -> None:
     assert torch.equal(step(net, data), before)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_block")
 def test_a_compiled_part_serves_training_alone_and_no_copy_of_it() -> None:
     net, data = network(True), batch()
