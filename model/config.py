@@ -150,11 +150,13 @@ class FlowConfig(Config):
     Attributes:
         sigma: width left of the noise at t = 1.
         train_t: law of the training times: `cosine` is denser near t = 0 (CosyVoice), or `uniform`.
+        solver_t: law of the solver's grid of times.
         cfg_dropout: share of samples trained without their condition.
     """
 
     sigma: float = Field(1e-4, ge=0, lt=1)
     train_t: Literal["cosine", "uniform"] = "cosine"
+    solver_t: Literal["cosine", "uniform"] = "cosine"
     cfg_dropout: float = Field(0.1, ge=0, le=1)
 
 
@@ -180,6 +182,8 @@ class ModelConfig(Config):
         face_id, fe: identity and expression features are fused in; without, the hidden input passes unchanged.
         ws: weighted sum over the lip encoder's layers; without it the last one alone.
         mp: masked auxiliary predictors of content and prosody.
+        mel_scale: `corpus` standardises the log-mel by mean and deviation of the training set, for mu and for the flow,
+            whose noise has deviation 1; `none` leaves it.
     """
 
     identity_dim: int = Field(512, ge=1)
@@ -194,6 +198,7 @@ class ModelConfig(Config):
     fe: bool = True
     ws: bool = True
     mp: bool = True
+    mel_scale: Literal["corpus", "none"] = "corpus"
 
     lip_encoder: LipEncoderConfig = LipEncoderConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -110,7 +110,7 @@ class FacesToVoices(nn.Module):
         """
         out = self.encode(batch)
         mask = length_mask(2 * batch["frames"], out.mu.shape[2])
-        mel = sample(self.decoder, out.mu, mask, generator, steps, guidance, temperature)
+        mel = sample(self.decoder, out.mu, mask, generator, steps, guidance, temperature, self.config.flow.solver_t)
         found = {"mel": mel * self.mel_std + self.mel_mean, "units": out.logits.argmax(-1)}
         optional = {"timbre": out.timbre, "pitch": out.pitch, "energy": out.energy}
         return found | {name: value for name, value in optional.items() if value is not None}

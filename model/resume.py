@@ -72,9 +72,10 @@ def begun_network(
             checkpoint.weights_file(state.without, config.lip_weights)
         checkpoint.restore(network, state)
         return network, state.without
-    mean, deviation = mel_statistics(tables)
-    network.mel_mean.fill_(mean)
-    network.mel_std.fill_(deviation)
+    if shape.mel_scale == "corpus":
+        mean, deviation = mel_statistics(tables)
+        network.mel_mean.fill_(mean)
+        network.mel_std.fill_(deviation)
     if shape.lip_encoder.frozen and config.lip_weights is not None:
         return network, checkpoint.left_out("lip_encoder.network.", config.lip_weights)
     return network, None

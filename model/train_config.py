@@ -22,11 +22,11 @@ class OptimiserConfig(Config):
         decay: factor on the learning rate per epoch.
         warmup: steps over which the rate rises from zero.
         clip_norm: bound on the norm of the gradient of all parameters together.
-        lip_lr: rate of the lip encoder where it is trained; default `lr`. Fine-tuning the public one wants 1e-5.
+        lip_lr: rate of the lip encoder where it is trained; null: `lr`.
     """
 
     lr: float = Field(1e-4, gt=0)
-    lip_lr: float | None = Field(None, gt=0)
+    lip_lr: float | None = Field(1e-5, gt=0)
     betas: tuple[float, float] = (0.8, 0.99)
     eps: float = 1e-9
     weight_decay: float = 0.01
@@ -100,7 +100,7 @@ class TrainConfig(Config):
 TINY: dict[str, Any] = {
     "profile": None,
     "data": {"batch": 8, "crop_frames": 50, "workers": 1, "augment": {"erase": 0.0, "mask_frames": 0}},
-    "optimiser": {"lr": 1e-3, "warmup": 50},
+    "optimiser": {"lr": 1e-3, "lip_lr": None, "warmup": 50},
     "validation": {"every": 1000, "clips": 32, "samples": 2},
     "amp": False,
     "compile": False,

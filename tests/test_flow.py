@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import FlowConfig
-from model.flow import draw_times, euler_times, flow_loss, path, sample
+from model.flow import Place, draw_times, euler_times, flow_loss, path, sample
 from model.layers import length_mask
 
 
@@ -30,6 +30,30 @@ def test_path_and_target_equal_numpy() -> None:
 def test_euler_grid_of_ten_steps() -> None:
     expected = [0, 0.0123, 0.0489, 0.1090, 0.1910, 0.2929, 0.4122, 0.5460, 0.6910, 0.8436, 1]
     np.testing.assert_allclose(euler_times(10).numpy(), expected, atol=5e-5)
+
+
+def test_uniform_grid() -> None:
+    np.testing.assert_allclose(euler_times(4, "uniform").numpy(), [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_part_of_a_batch_meets_the_noise_of_its_place() -> None:
+    mel = torch.randn(6, 3, 4, generator=seeded(1))
+    mask = torch.ones(6, 4, dtype=torch.bool)
+
+    def met(rows: slice, place: Place | None) -> tuple[Tensor, Tensor, Tensor]:
+        seen: list[Tensor] = []
+
+        def watch(x: Tensor, t: Tensor, mu: Tensor, valid: Tensor) -> Tensor:
+            seen.extend((x, t, mu))
+            return x
+
+        flow_loss(watch, mel[rows], mel[rows], mask[rows], FlowConfig(cfg_dropout=0.5), seeded(2), place)
+        return seen[0], seen[1], seen[2]
+
+    whole = met(slice(6), None)
+    for first in (0, 2, 4):
+        part = met(slice(first, first + 2), Place(first, 6))
+        assert all(torch.equal(a, b[first : first + 2]) for a, b in zip(part, whole, strict=True))
 
 
 def test_training_times_follow_their_law() -> None:
