@@ -30,6 +30,7 @@ from benchmarks import stream_peers as peers
 from benchmarks.stream_checks import decoding, disagreements
 from benchmarks.stream_data import BATCH, write_all
 from benchmarks.stream_run import Entry, first_epoch, in_child, peak_memory, steady
+from shards.signals import Stopped, catch_signals
 from shards.storage import open_store
 
 FOREIGN = {
@@ -64,7 +65,7 @@ def foreign(folder: Path, skipped: dict[str, str]) -> dict[str, Entry]:
             if not (folder / data).exists():
                 in_child(write, folder)
         except RuntimeError as error:
-            skipped[name] = str(error)
+            leave_out(skipped, name, error)
             continue
         found |= {f"{name}_{workers}_workers": Entry(open_it, str(folder / data), workers) for workers in (0, 2)}
     return found
@@ -84,12 +85,18 @@ def rounds_of(runs: dict[str, Entry], rounds: int, seconds: float, skipped: dict
             try:
                 results[name].append(in_child(steady, entry, seconds))
             except RuntimeError as error:
-                skipped[name] = str(error)
+                leave_out(skipped, name, error)
         print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     return {name: several for name, several in results.items() if several}
 
 
-def cold_runs(folder: Path, clips: int, rounds: int) -> dict[str, dict[str, float]]:
+def leave_out(skipped: dict[str, str], name: str, error: Exception) -> None:
+    """Note why something was not measured, and say it at once."""
+    skipped[name] = str(error)
+    print(f"left out: {name}: {error}", file=sys.stderr)
+
+
+def cold_runs(folder: Path, clips: int, rounds: int, skipped: dict[str, str]) -> dict[str, dict[str, float]]:
     """Samples per second of the first epoch, start included, with and without the tars in the page cache."""
     count = max(1, clips // BATCH)
     paths = [str(path) for path in sorted((folder / "raw" / "train").glob("*.tar"))]
@@ -97,12 +104,29 @@ def cold_runs(folder: Path, clips: int, rounds: int) -> dict[str, dict[str, floa
     seconds: dict[str, dict[str, list[float]]] = {name: {"warm": [], "cold": []} for name in runs}
     for _ in range(rounds):
         for name, entry in runs.items():
-            seconds[name]["cold"].append(in_child(first_epoch, entry, count, paths))
-            seconds[name]["warm"].append(in_child(first_epoch, entry, count, []))
+            if f"{name}, first epoch" in skipped:
+                continue
+            try:
+                seconds[name]["cold"].append(in_child(first_epoch, entry, count, paths))
+                seconds[name]["warm"].append(in_child(first_epoch, entry, count, []))
+            except RuntimeError as error:
+                leave_out(skipped, f"{name}, first epoch", error)
     return {
         name: {kind: BATCH * count / median(several) for kind, several in both.items()}
         for name, both in seconds.items()
+        if both["warm"]
     }
+
+
+def memory_runs(runs: dict[str, Entry], seconds: float, skipped: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Memory at its peak."""
+    found = {}
+    for name in ("ours_0_workers", "ours_2_workers", "webdataset_0_workers", "webdataset_2_workers"):
+        try:
+            found[name] = peak_memory(runs[name], seconds)
+        except RuntimeError as error:
+            leave_out(skipped, f"{name}, memory", error)
+    return found
 
 
 FIRST = ("ours_0_workers", "ours_2_workers", "webdataset_0_workers", "webdataset_2_workers", "limit_read_memcpy")
@@ -142,6 +166,17 @@ def _upload(folder: Path, uri: str) -> None:
             store.write(name, path.read_bytes())
 
 
+RATIOS = (
+    ("2_workers", "ours_2_workers", "webdataset_2_workers"),
+    ("0_workers", "ours_0_workers", "webdataset_0_workers"),
+    ("of_limit", "ours_2_workers", "limit_read_memcpy"),
+    ("of_limit_0_workers", "ours_0_workers", "limit_read_memcpy"),
+    ("jpeg_2_workers", "jpeg_ours_2_workers", "jpeg_webdataset_2_workers"),
+    ("jpeg_0_workers", "jpeg_ours_0_workers", "jpeg_webdataset_0_workers"),
+)
+"""Name, and which contestant by which; null where one of them was left out."""
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All facts, samples per second by contestant at the top level."""
     if (folder / "facts.json").exists():
@@ -160,30 +195,25 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: [min(one["per_s"] for one in several), max(one["per_s"] for one in several)]
         for name, several in results.items()
     }
-    facts["per_cpu_second"] = {name: median(one["per_cpu_s"] for one in all_) for name, all_ in results.items()}
+    per_cpu = {name: median(one["per_cpu_s"] for one in several) for name, several in results.items()}
+    facts["per_cpu_second"] = per_cpu
     facts["ratios"] = {
-        "2_workers": facts["ours_2_workers"] / facts["webdataset_2_workers"],
-        "0_workers": facts["ours_0_workers"] / facts["webdataset_0_workers"],
-        "of_limit": facts["ours_2_workers"] / facts["limit_read_memcpy"],
-        "of_limit_0_workers": facts["ours_0_workers"] / facts["limit_read_memcpy"],
-        "jpeg_2_workers": facts["jpeg_ours_2_workers"] / facts["jpeg_webdataset_2_workers"],
-        "jpeg_0_workers": facts["jpeg_ours_0_workers"] / facts["jpeg_webdataset_0_workers"],
+        name: facts[one] / facts[two] if {one, two} <= facts.keys() else None for name, one, two in RATIOS
     }
     decode = in_child(decoding, folder, args.rounds)
     facts["decoding"] = decode | {
-        "share_ours": decode["ours_us"] / 1e6 * facts["per_cpu_second"]["jpeg_ours_0_workers"],
-        "share_webdataset": decode["webdataset_us"] / 1e6 * facts["per_cpu_second"]["jpeg_webdataset_0_workers"],
+        f"share_{name}": decode[f"{name}_us"] / 1e6 * per_cpu[run]
+        if (run := f"jpeg_{name}_0_workers") in per_cpu
+        else None
+        for name in ("ours", "webdataset")
     }
-    facts["first_epoch"] = cold_runs(folder, clips, args.rounds)
-    facts["memory_mb"] = {
-        name: peak_memory(runs[name], args.seconds)
-        for name in ("ours_0_workers", "ours_2_workers", "webdataset_0_workers", "webdataset_2_workers")
-    }
+    facts["first_epoch"] = cold_runs(folder, clips, args.rounds, skipped)
+    facts["memory_mb"] = memory_runs(runs, args.seconds, skipped)
     if args.s3:
         try:
             facts["s3"] = bucket_runs(folder, args.s3, clips, args.rounds, args.seconds)
         except RuntimeError as error:
-            skipped["s3"] = str(error)
+            leave_out(skipped, "s3", error)
     setting = {"rounds": args.rounds, "seconds": args.seconds, "batch": BATCH, "cpus": os.cpu_count()}
     return facts | {"data": data, "setting": setting, "disagreements": wrong, "skipped": skipped}
 
@@ -198,16 +228,19 @@ def show(facts: dict[str, Any]) -> Iterator[str]:
     yield f"{'':<28}{'samples/s':>10}{'least':>8}{'most':>8}{'per CPU s':>11}"
     for name, (least, most) in facts["least_and_most"].items():
         yield f"{name:<28}{facts[name]:>10,.0f}{least:>8,.0f}{most:>8,.0f}{facts['per_cpu_second'][name]:>11,.0f}"
-    ratios = facts["ratios"]
+    times = {name: "-" if ratio is None else f"{ratio:.1f}x" for name, ratio in facts["ratios"].items()}
     yield (
-        f"against webdataset: raw {ratios['2_workers']:.1f}x with 2 workers, {ratios['0_workers']:.1f}x with none; "
-        f"JPEG {ratios['jpeg_2_workers']:.1f}x, {ratios['jpeg_0_workers']:.1f}x"
+        f"against webdataset: raw {times['2_workers']} with 2 workers, {times['0_workers']} with none; "
+        f"JPEG {times['jpeg_2_workers']}, {times['jpeg_0_workers']}"
     )
-    yield f"of the limit: {ratios['of_limit']:.0%} with 2 workers, {ratios['of_limit_0_workers']:.0%} with none"
     decode = facts["decoding"]
+    share = {
+        name: "-" if value is None else f"{value:.0%}" for name, value in (*facts["ratios"].items(), *decode.items())
+    }
+    yield f"of the limit: {share['of_limit']} with 2 workers, {share['of_limit_0_workers']} with none"
     yield (
-        f"decoding lips: ours {decode['ours_us']:.0f} us per crop, {decode['share_ours']:.0%} of a sample's time; "
-        f"whole strips {decode['webdataset_us']:.0f} us, {decode['share_webdataset']:.0%}"
+        f"decoding lips: ours {decode['ours_us']:.0f} us per crop, {share['share_ours']} of a sample's time; "
+        f"whole strips {decode['webdataset_us']:.0f} us, {share['share_webdataset']}"
     )
     yield f"{'first epoch, with the start':<28}{'warm':>10}{'cold':>8}"
     for name, both in facts["first_epoch"].items():
@@ -227,7 +260,7 @@ def show(facts: dict[str, Any]) -> Iterator[str]:
         yield f"NOT THE SAME CROP: {what}"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--shard-clips", type=int, default=32)
@@ -243,16 +276,22 @@ def main() -> None:
     if args.rounds < 1 or args.clips < BATCH:
         parser.error(f"--rounds must be at least 1, and --clips at least {BATCH}")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (args.data or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = measure(args, folder)
+    catch_signals()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (args.data or Path(temporary)).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            facts = measure(args, folder)
+    except Stopped as stop:
+        print("stopped", file=sys.stderr)
+        return 128 + stop.number
     if args.json != "-":
         print("\n".join(show(facts)))
     if args.json:
         text = json.dumps(facts, indent=1)
         print(text) if args.json == "-" else Path(args.json).write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,8 @@ WARM_UP = 8
 LEAST = 12
 """Batches that a run counts at least."""
 WAIT_S = 300
+REASON = 300
+"""Characters of an error that are shown, its last ones."""
 
 Batches = Iterator[dict[str, Any]]
 
@@ -39,10 +42,10 @@ def steady(entry: Entry, seconds: float) -> dict[str, float]:
     """Samples per second of wall clock, and per second of processor time of all its processes."""
     with entry.open(entry.uri, entry.workers) as batches:
         for _ in range(WARM_UP):
-            touch(next(batches))
+            take(batches)
         count, cpu, begin = 0, tree_cpu(), time.perf_counter()
         while (wall := time.perf_counter() - begin) < seconds or count < LEAST:
-            touch(next(batches))
+            take(batches)
             count += 1
         wall, cpu = time.perf_counter() - begin, tree_cpu() - cpu
     return {"per_s": BATCH * count / wall, "per_cpu_s": BATCH * count / cpu}
@@ -55,12 +58,15 @@ def first_epoch(entry: Entry, count: int, cold: list[str]) -> float:
     begin = time.perf_counter()
     with entry.open(entry.uri, entry.workers) as batches:
         for _ in range(count):
-            touch(next(batches))
+            take(batches)
         return time.perf_counter() - begin
 
 
-def touch(batch: dict[str, Any]) -> None:
-    """Read one element of each tensor."""
+def take(batches: Batches) -> None:
+    """Read one element of each tensor of the next batch."""
+    batch = next(batches, None)
+    if batch is None:
+        raise EOFError(f"no more batches: some process has fewer than {BATCH} clips in its shards; give more --clips")
     for value in batch.values():
         if isinstance(value, torch.Tensor):
             value[(0,) * value.ndim].item()
@@ -115,6 +121,12 @@ def started(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[int
     assert process.pid is not None
     try:
         yield process.pid, ours
+    except BaseException:
+        # Interrupted, or too slow: nothing of it may still write where the data are removed.
+        for pid in family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise
     finally:
         process.join(10)
         if process.is_alive():
@@ -125,7 +137,8 @@ def started(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[int
 
 def answer(line: Connection) -> Any:
     if not line.poll(WAIT_S):
-        raise RuntimeError(f"no answer within {WAIT_S} s")
+        least = f"{WARM_UP} batches of warm-up and {LEAST} that count"
+        raise RuntimeError(f"no answer within {WAIT_S} s (too slow for {least}); try again when less else runs")
     try:
         good, result = line.recv()
     except EOFError:
@@ -138,11 +151,16 @@ def answer(line: Connection) -> Any:
 def _call(line: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # Libraries that print must not get between the lines of a result.
     os.dup2(2, 1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1)
     try:
         line.send((True, function(*arguments)))
     except Exception as error:
-        line.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        words = " ".join(str(error).split()) or repr(error)
+        # A DataLoader's error has its worker's traceback in front of the reason.
+        words = words if len(words) <= REASON else f"... {words[-REASON:]}"
+        line.send((False, f"{type(error).__name__}: {words}"))
 
 
 def family(pid: int) -> list[int]:
