@@ -161,7 +161,7 @@ def _fit(dataset: Dataset, columns: Sequence[Column], config: BuildConfig, kept:
                 progress.advance()
 
         features = sample_features(counted(), speech.fit_frames, speech.seed)
-        centroids = fit_codebook(features, speech.clusters, speech.seed)
+        centroids = fit_codebook(features, speech.clusters, speech.seed, speech.reassignment)
         report = describe_codebook(features, centroids)
         progress.note(
             f"units: {report.clusters} clusters on {report.frames} frames, mean squared distance {report.inertia:.3g} "

@@ -111,7 +111,7 @@ def fit_units(
                 f"{source}: no usable sound in {count(len(recordings), 'file')}, e.g. {example}: {skipped[example]}"
             ) from None
         progress.note(f"{len(features)} frames are clustered; nothing is stored before that is done")
-        centroids = fit_codebook(features, config.clusters, config.seed)
+        centroids = fit_codebook(features, config.clusters, config.seed, config.reassignment)
     write_codebook(output, centroids)
     report = describe_codebook(features, centroids)
     return FitReport(

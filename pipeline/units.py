@@ -1,7 +1,7 @@
 """The unit inventory: k-means centroids of speech features, fitted, described, stored and loaded.
 
-Recipe of fairseq's speech2unit: mini-batch k-means, batches of 10,000 frames, k-means++ starts. Only the centroids are
-stored, as plain npy.
+Recipe of fairseq's k-means scripts: mini-batch k-means, batches of 10,000 frames, k-means++ starts. Only the centroids
+are stored, as plain npy.
 """
 
 from __future__ import annotations
@@ -85,8 +85,12 @@ def sample_features(clips: Iterable[Floats], max_frames: int, seed: int = SEED) 
     return sample[:held]
 
 
-def fit_codebook(features: NDArray[Any], clusters: int, seed: int = SEED) -> Floats:
+def fit_codebook(features: NDArray[Any], clusters: int, seed: int = SEED, reassignment: float = 0.0) -> Floats:
     """Fit k-means centroids, float32 [clusters, D], to features [N, D]; on one thread, so a seed gives one result.
+
+    Args:
+        reassignment: centroids with fewer than this share of the largest cluster's frames are thrown elsewhere on the
+            way (scikit-learn's `reassignment_ratio`).
 
     Raises:
         UserError: fewer frames than clusters, or features that are not finite.
@@ -109,7 +113,7 @@ def fit_codebook(features: NDArray[Any], clusters: int, seed: int = SEED) -> Flo
         batch_size=10_000,
         tol=0.0,
         max_no_improvement=100,
-        reassignment_ratio=0.5,
+        reassignment_ratio=reassignment,
         random_state=seed,
         compute_labels=False,
     )

@@ -8,7 +8,7 @@ from shards.clip_table import ClipTable
 from shards.errors import UserError
 from shards.fetch import CorruptShard, ShardRef, ShardSource
 from shards.fill import Sample
-from shards.storage import user_cache
+from shards.storage import is_remote, user_cache
 from shards.stream_config import StreamConfig
 
 Clip = tuple[int, int, int | None]
@@ -26,7 +26,8 @@ class ClipSource:
         self._config, self._tables = config, tables
         self._bad: set[tuple[int, int]] = set()
         self.skipped: list[str] = []
-        self.source = ShardSource(config.cache or user_cache() / "shards", config.cache_bytes, config.verify)
+        folder = config.cache or user_cache() / "shards"
+        self.source = ShardSource(folder, config.cache_bytes, config.verify, _enough(config, tables))
 
     def usable(self, dataset: int, shard: int) -> bool:
         return (dataset, shard) not in self._bad
@@ -96,3 +97,17 @@ class ClipSource:
         if place not in self._bad:
             self._bad.add(place)
             self.skipped.append(words)
+
+
+def _enough(config: StreamConfig, tables: Sequence[ClipTable]) -> int:
+    """Bytes that the shards of a step, and those fetched ahead, take at most.
+
+    A step draws from one window, from two where an epoch ends in it, and windows move on while a large batch is drawn.
+    """
+    total = 0
+    for table in tables:
+        if is_remote(table.uri):
+            sizes = sorted((ref.bytes for ref in table.shards), reverse=True)
+            passed = -(-config.batch * len(sizes) // len(table.keys)) + 1
+            total += sum(sizes[: config.window + max(config.window, config.ahead) + passed])
+    return total

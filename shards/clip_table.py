@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,9 @@ from shards.manifest import INDEX, Index, PackedShard, difference
 from shards.schema import FIELDS, VIDEO_RATE, SchemaError, stored
 from shards.storage import open_store
 from shards.stream_config import Condition
+
+SHOWN = 8
+"""Values of a column that a message lists."""
 
 
 class Snapshot(Config):
@@ -67,16 +70,22 @@ class ClipTable:
 
 
 def load_clips(
-    uri: str, split: str, min_frames: int, where: Mapping[str, Condition], snapshot: Snapshot | None = None
+    uri: str,
+    split: str,
+    min_frames: int,
+    where: Mapping[str, Condition],
+    snapshot: Snapshot | None = None,
+    key: str = "data.where",
 ) -> ClipTable:
     """Clips of a split that have `min_frames` frames or more and meet all conditions.
 
     Args:
         snapshot: state of the dataset to read; default the current one.
+        key: where the conditions stand in the configuration, for messages about them.
 
     Raises:
-        UserError: no dataset, no such state any more, fields that training needs are missing, shards of the split were
-            made in different ways, an unknown column in a condition, or no clip is left.
+        UserError: no dataset, no such state any more, no such split, fields that training needs are missing,
+            shards of the split were made in different ways, an unknown column in a condition, or no clip is left.
     """
     dataset = Dataset(uri)
     if snapshot is None:
@@ -85,14 +94,22 @@ def load_clips(
     elif not dataset.store.exists(snapshot.index) or (where and not dataset.store.exists(snapshot.clips)):
         raise UserError(
             f"{dataset.uri}: the state that this run began with is not here ({snapshot.index}): another dataset, or "
-            "built again since, and `f2v gc` deleted it. Train in a new folder, or with --set data.index=current"
+            "built again since, and `f2v gc` deleted it. Train in a new folder, or with --set data.index=current "
+            "(refused where a setting of what training reads has changed)"
         )
     index, clips = dataset.index_and_clips(snapshot.index)
     missing = [name for name in NEEDED if name not in index.fields]
     if missing:
         raise UserError(f"{dataset.uri}: training needs the fields {missing}; build with them in pack.fields")
+    splits = sorted({shard.split for shard in index.shards})
+    if split not in splits:
+        raise UserError(f"no split {split!r} in {dataset.uri}; splits are {', '.join(splits) or 'none'}")
     index.recipe(split)
-    wanted = _wanted(dataset.clips_named(snapshot.clips), where, dataset.uri) if where else None
+    wanted = None
+    if where:
+        rows = dataset.clips_named(snapshot.clips)
+        usable = {row.key for row in rows if row.state == "packed" and row.split == split and row.frames >= min_frames}
+        wanted = _wanted(rows, usable, where, dataset.uri, key)
     used: list[PackedShard] = []
     keys: list[str] = []
     counts, frames, places = [], [], []
@@ -110,10 +127,7 @@ def load_clips(
             places.append(np.array([members for _, _, members in found], np.int64))
     if not keys:
         conditions = f" that meet {_words(where)}" if where else ""
-        raise UserError(
-            f"{dataset.uri}: no clips of {min_frames} frames or more in split {split!r}{conditions}; "
-            f"splits are {sorted({shard.split for shard in index.shards})}"
-        )
+        raise UserError(f"{dataset.uri}: no clips of {min_frames} frames or more in split {split!r}{conditions}")
     return ClipTable(
         uri=dataset.uri,
         snapshot=snapshot,
@@ -159,20 +173,26 @@ def check_alike(tables: Sequence[ClipTable], split: str) -> None:
                 raise UserError(f"{pair}: stage {stage} differs ({why}); build both with the same settings")
 
 
-def _wanted(rows: Sequence[ClipRow], where: Mapping[str, Condition], uri: str) -> set[str]:
+def _wanted(
+    rows: Sequence[ClipRow], usable: Collection[str], where: Mapping[str, Condition], uri: str, key: str
+) -> set[str]:
+    """Keys of the rows that meet all conditions; `usable` are the keys that training could draw."""
     columns = {field.name for field in fields(ClipRow)}
     unknown = sorted(set(where) - columns - {"duration"})
     if unknown:
         raise UserError(
-            f"data.where.{unknown[0]}: {uri} has no such column; there are {', '.join(sorted(columns))}, duration"
+            f"{key}.{unknown[0]}: {uri} has no such column; there are {', '.join(sorted(columns))}, duration"
         )
     for name, condition in where.items():
-        there = {str(_value(row, name)) for row in rows}
+        # Of all clips: what only another split has is no mistake, as validation has the same conditions.
+        there = {_value(row, name) for row in rows}
         for value in (*(condition.one_of or ()), *condition.none_of):
-            if str(value) not in there:
-                some = ", ".join(sorted(there - {"None"})[:8])
-                raise UserError(f"data.where.{name}: no clip of {uri} has {value!r}; there are {some} ...")
-    return {row.key for row in rows if all(_meets(_value(row, name), name, where[name]) for name in where)}
+            # YAML reads a speaker called 12 as a number.
+            if value not in there and str(value) not in there:
+                found = sorted({str(_value(row, name)) for row in rows if row.key in usable} - {"None"})
+                some = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+                raise UserError(f"{key}.{name}: no clip of {uri} has {value!r}; there are {some or 'none'}")
+    return {row.key for row in rows if all(_meets(_value(row, name), name, where[name], key) for name in where)}
 
 
 def _value(row: ClipRow, name: str) -> str | float | None:
@@ -180,15 +200,14 @@ def _value(row: ClipRow, name: str) -> str | float | None:
     return None if value == "" else value
 
 
-def _meets(value: str | float | None, name: str, condition: Condition) -> bool:
+def _meets(value: str | float | None, name: str, condition: Condition, key: str) -> bool:
     if value is None:
         return False
     text = isinstance(value, str)
     if text and (condition.at_least is not None or condition.at_most is not None):
-        raise UserError(f"data.where.{name}: a text has no at_least or at_most; give one_of or none_of")
+        raise UserError(f"{key}.{name}: a text has no at_least or at_most; give one_of or none_of")
 
     def among(values: Sequence[str | float]) -> bool:
-        # YAML reads a speaker called 12 as a number.
         return str(value) in map(str, values) if text else value in values
 
     return (
@@ -200,4 +219,13 @@ def _meets(value: str | float | None, name: str, condition: Condition) -> bool:
 
 
 def _words(where: Mapping[str, Condition]) -> str:
-    return ", ".join(f"{name} {condition.model_dump(exclude_defaults=True)}" for name, condition in where.items())
+    """Conditions as they are written in a configuration."""
+
+    def plain(value: Any) -> str:
+        return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else f"{value:g}"
+
+    return ", ".join(
+        f"{name} "
+        + " and ".join(f"{how} {plain(value)}" for how, value in condition.model_dump(exclude_defaults=True).items())
+        for name, condition in where.items()
+    )

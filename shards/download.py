@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shards.remote import PART, RemoteStore, Stopped, pieces
+from shards.errors import warn
+from shards.remote import PART, RETRY_FOR, Passing, RemoteStore, Stopped, pieces
 from shards.shard_cache import Filling
 from shards.storage import BLOCK
 
@@ -16,6 +18,10 @@ PARTS = 8
 """Requests under way at once, over all objects."""
 TICK = 0.2
 """Seconds after which a wait looks up."""
+OUTAGE = 5.0
+"""Seconds without a byte, and with faults instead, after which the user is told."""
+SILENCE = 20.0
+"""The same where no fault was seen: obstore repeats requests without saying so."""
 
 
 @dataclass
@@ -35,6 +41,21 @@ class FetchStats:
     refetched: int = 0
     retries: int = 0
     waited_s: float = 0.0
+
+
+@dataclass
+class _Line:
+    """How a store answers. Changed under the downloader's lock.
+
+    Attributes:
+        since: when its last bytes came, or when it was first asked after a time without need.
+        fault: the last one since then.
+        told: whether the user knows.
+    """
+
+    since: float
+    fault: str = ""
+    told: bool = False
 
 
 @dataclass(eq=False)
@@ -64,6 +85,7 @@ class Downloader:
         self._stats = stats
         self._changed = threading.Condition()
         self._active: list[_Download] = []
+        self._lines: dict[str, _Line] = {}
         self._closed = False
         self.threads = [threading.Thread(target=self._work, name="parts", daemon=True) for _ in range(PARTS)]
         for thread in self.threads:
@@ -98,6 +120,10 @@ class Downloader:
         download = _Download(store, name, size, filling, stopped, urgent, deque(offsets))
         digest = hashlib.sha256()
         with self._changed:
+            if not any(other.store.uri == store.uri for other in self._active):
+                # After a failed attempt the outage is still the one that was told.
+                line = self._lines.setdefault(store.uri, _Line(0.0))
+                line.since = time.monotonic()
             self._active.append(download)
             self._changed.notify_all()
         try:
@@ -108,6 +134,7 @@ class Downloader:
                             raise download.error
                         if self._closed or stopped():
                             raise Stopped
+                        self._tell(store.uri)
                         self._changed.wait(TICK)
                 end = min(offset + PART, size)
                 for at in range(offset, end, BLOCK):
@@ -162,12 +189,25 @@ class Downloader:
             return self._closed or download.error is not None or download.stopped()
 
         size = min(PART, download.size - offset)
-        for piece in pieces(download.store, download.name, offset, size, stopped, self._count_retry):
+        uri = download.store.uri
+
+        def count_retry(fault: Passing) -> None:
+            with self._changed:
+                self._stats.retries += 1
+                self._lines[uri].fault = str(fault).removeprefix(f"{uri}/{download.name}: ")
+
+        for piece in pieces(download.store, download.name, offset, size, stopped, count_retry):
             download.filling.write(offset, memoryview(piece))
             offset += len(piece)
             with self._changed:
                 self._stats.fetched_bytes += len(piece)
+                self._lines[uri] = _Line(time.monotonic())
 
-    def _count_retry(self) -> None:
-        with self._changed:
-            self._stats.retries += 1
+    def _tell(self, uri: str) -> None:
+        """Warn once where a store has been silent for long. Called under the lock."""
+        line = self._lines[uri]
+        silent = time.monotonic() - line.since
+        if not line.told and silent > (OUTAGE if line.fault else SILENCE):
+            line.told = True
+            what = line.fault or f"nothing came for {silent:.0f} s"
+            warn(f"{uri}: {what}; trying again for up to {RETRY_FOR.total_seconds():.0f} s")

@@ -71,15 +71,16 @@ class ShardSource:
         cache_bytes: its limit.
         verify: whether local shards are checked against their sha256, once in the life of the source. Fetched ones
             always are.
+        enough: bytes of the cache with which the caller never needs too much at once, for the message when it does.
 
     Attributes:
         stats: what was fetched.
         interrupted: set it, from a signal handler too, and nothing is waited for any more.
     """
 
-    def __init__(self, cache: Path, cache_bytes: int, verify: bool = True) -> None:
+    def __init__(self, cache: Path, cache_bytes: int, verify: bool = True, enough: int = 0) -> None:
         self.stats = FetchStats()
-        self._folder, self._limit = cache, cache_bytes
+        self._folder, self._limit, self._enough = cache, cache_bytes, enough
         self._supply = Supply(cache, cache_bytes, verify, self.stats)
         self._wanted: tuple[tuple[ShardRef, ...], int] | None = None
         self._entries: dict[ShardRef, _Entry] = {}
@@ -201,10 +202,12 @@ class ShardSource:
 
     def _check_fit(self, refs: Sequence[ShardRef]) -> None:
         needed = {ref.sha256: ref.bytes for ref in refs if is_remote(ref.uri)}
-        if sum(needed.values()) > self._limit:
+        total = sum(needed.values())
+        if total > self._limit:
+            enough = f"; {self._enough} is enough for all of the run" if self._enough > total else ""
             raise UserError(
-                f"{len(needed)} shards are needed at once, {sum(needed.values())} bytes together (the largest has "
-                f"{max(needed.values())}), and data.cache_bytes is {self._limit}: raise it to that at least"
+                f"{len(needed)} shards are needed at once, {total} bytes together (the largest has "
+                f"{max(needed.values())}), and data.cache_bytes is {self._limit}: raise it to that at least{enough}"
             )
 
     def _urge(self, entry: _Entry) -> None:

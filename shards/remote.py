@@ -78,10 +78,10 @@ class Retries:
 
     Args:
         stopped: ends a pause.
-        counted: called before each repetition.
+        counted: called with the fault before each repetition.
     """
 
-    def __init__(self, stopped: Callable[[], bool] = never, counted: Callable[[], None] | None = None) -> None:
+    def __init__(self, stopped: Callable[[], bool] = never, counted: Callable[[Passing], None] | None = None) -> None:
         self._stopped, self._counted = stopped, counted
         self._began = time.monotonic()
         self._pause = PAUSE[0]
@@ -103,7 +103,7 @@ class Retries:
         if time.monotonic() - self._began > RETRY_FOR.total_seconds() + done / SLOWEST:
             raise fault
         if self._counted is not None:
-            self._counted()
+            self._counted(fault)
         # Many readers that broke together must not come back together.
         end = time.monotonic() + self._pause * _jitter.uniform(0.5, 1.5)
         self._pause = min(2 * self._pause, PAUSE[1])
@@ -119,12 +119,12 @@ def pieces(
     offset: int,
     size: int,
     stopped: Callable[[], bool] = never,
-    counted: Callable[[], None] | None = None,
+    counted: Callable[[Passing], None] | None = None,
 ) -> Iterator[Any]:
     """The bytes of a range in order, taken up after each break where it was.
 
     Args:
-        counted: called before each repetition.
+        counted: called with the fault before each repetition.
 
     Raises:
         FileNotFoundError: no such object.

@@ -68,12 +68,13 @@ class TrainingStream:
         if config.batch % world:
             raise UserError(f"data.batch {config.batch} cannot be split over {world} processes")
         self.config, self.rank, self.world, self._seed = config, rank, world, seed
-        wanted = [(uri, config.where), *((other.uri, other.where) for other in config.mix)]
+        mixed = ((other.uri, other.where, f"data.mix.{number}.where") for number, other in enumerate(config.mix))
+        wanted = [(uri, config.where, "data.where"), *mixed]
         if snapshots is not None and len(snapshots) != len(wanted):
             raise UserError(f"this run began with {len(snapshots)} datasets, not {len(wanted)}")
         self.tables: list[ClipTable] = [
-            load_clips(name, config.split, config.min_frames, where, snapshots[number] if snapshots else None)
-            for number, (name, where) in enumerate(wanted)
+            load_clips(name, config.split, config.min_frames, where, snapshots[number] if snapshots else None, key)
+            for number, (name, where, key) in enumerate(wanted)
         ]
         check_alike(self.tables, config.split)
         self.index = self.tables[0].index

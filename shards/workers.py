@@ -10,6 +10,7 @@ import itertools
 import json
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.download import TICK
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.fetch import Interrupted
 from shards.fill import Filler, Sample
 from shards.filler import fill_rows
@@ -196,21 +197,27 @@ class Batches:
         """Put another worker in the place of one that died, and give it all its open jobs: filling twice does no
         harm."""
         dead.line.close()
-        dead.process.wait()
-        fresh = self._spawn()
-        self._workers[self._workers.index(dead)] = fresh
+        ending = _ending(dead.process.wait())
+        fresh, place = self._spawn(), self._workers.index(dead)
+        self._workers[place] = fresh
         for number, job in dead.jobs.items():
             # Jobs are done in turn: it died over the first one.
             lives = job.lives - (not fresh.jobs)
             if not lives:
                 keys = ", ".join(sample["key"] for sample in json.loads(job.data)["samples"])
                 raise UserError(
-                    f"workers of the training stream die again and again (exit {dead.process.returncode}; -9 is often: "
-                    f"out of memory) over the clips {keys}; try data.workers=0, fewer data.workers, or a smaller "
-                    "data.prefetch"
+                    f"workers of the training stream die again and again (the last one by {ending}) over the clips "
+                    f"{keys}; try data.workers=0, fewer data.workers, or a smaller data.prefetch"
                 )
             fresh.jobs[number] = _Job(job.task, job.data, lives)
         fresh.send()
+        warn(f"data worker {place} was ended by {ending}; another takes its place, no sample is lost")
+
+
+def _ending(status: int) -> str:
+    """In words, what ended a process."""
+    words = f"signal {-status}" if status < 0 else f"an exit with status {status}"
+    return f"{words} (out of memory?)" if status == -signal.SIGKILL else words
 
 
 @dataclass

@@ -99,8 +99,10 @@ class TestBucket:
         source: ShardSource,
         fault: str,
         monkeypatch: pytest.MonkeyPatch,
+        recwarn: pytest.WarningsRecorder,
     ) -> None:
         patience(monkeypatch, TIMEOUT=timedelta(seconds=1))
+        monkeypatch.setattr(download, "SILENCE", 0.3)
         data = content(1)
         outside.write("train/a.tar", data)
         ref = ref_of(s3_uri, "train/a.tar", data)
@@ -117,6 +119,8 @@ class TestBucket:
         assert source.ready(ref)
         assert source.stats.fetched_bytes == SIZE
         assert fault == "none" or sum(proxy.counts[kind] for kind in ("cut", "stall", "unavailable")) >= 3
+        said = [str(warning.message) for warning in recwarn]
+        assert fault != "stall" or said == [f"{s3_uri}: nothing came for 0 s; trying again for up to 180 s"]
         # In parts, several of them at once.
         assert len({asked for _, asked in proxy.asked}) >= 6
 
@@ -212,8 +216,9 @@ class TestWeb:
             source.path(ref)
 
     def test_a_server_that_is_down_for_long_is_an_error_once_needed(
-        self, web: WebServer, source: ShardSource, monkeypatch: pytest.MonkeyPatch
+        self, web: WebServer, source: ShardSource, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
     ) -> None:
+        monkeypatch.setattr(download, "OUTAGE", 0.1)
         monkeypatch.setattr(remote, "RETRY_FOR", timedelta(seconds=0.2))
         monkeypatch.setattr(fetch, "AHEAD_FAILED", 0.1)
         refs = publish(web, 2)
@@ -222,9 +227,17 @@ class TestWeb:
         settle(lambda: source.stats.retries > 20)
         with pytest.raises(StorageError, match="503"):
             source.path(refs[0])
+        # Once, whatever the number of parts, attempts and shards.
+        line = f"{web.uri}/set: the server answers 503; trying again for up to 180 s"
+        assert [str(warning.message) for warning in recwarn] == [line]
         web.status = 0
         monkeypatch.setattr(remote, "RETRY_FOR", timedelta(seconds=30))
         assert [source.path(ref).read_bytes() for ref in refs] == [content(0), content(1)]
+        # The next outage is another one.
+        third = publish(web, 3)[2]
+        web.status = 503
+        source.want([third])
+        settle(lambda: len(recwarn) == 2)
 
     def test_first_ones_come_first(self, web: WebServer, source: ShardSource) -> None:
         refs = publish(web, 12)

@@ -102,13 +102,19 @@ def test_filters_choose_by_the_clip_table(tmp_path: Path) -> None:
         keys(snr={"at_least": 10})
     with pytest.raises(UserError, match="a text has no at_least"):
         keys(speaker={"at_least": 10})
-    with pytest.raises(UserError, match=r"no clips of 13 frames or more .* that meet speaker"):
+    words = r"no clips of 13 frames or more .* that meet speaker one_of \[ann\], frames at_least 31$"
+    with pytest.raises(UserError, match=words):
         keys(speaker={"one_of": ["ann"]}, frames={"at_least": 31})
-    with pytest.raises(UserError, match=r"data\.where\.speaker: no clip of .* has 'eve'; there are 12, ann, bob"):
+    with pytest.raises(UserError, match=r"data\.where\.speaker: no clip of .* has 'eve'; there are 12, ann, bob$"):
         keys(speaker={"none_of": ["eve"]})
     with pytest.raises(UserError, match="no clips of 13 frames or more"):
         # A clip without a value meets no condition.
         keys(start={"at_least": 0})
+    with pytest.raises(UserError, match=rf"^no split 'trian' in {tmp_path}; splits are train$"):
+        stream(tmp_path, split="trian")
+    # Only what could be drawn is suggested.
+    with pytest.raises(UserError, match=r"no clip of .* has 'eve'; there are 12, ann$"):
+        stream(tmp_path, min_frames=28, where={"speaker": {"one_of": ["ann", "eve"]}})
 
 
 def test_datasets_are_mixed_by_their_weights(toy_folder: Path, tmp_path: Path) -> None:
@@ -130,6 +136,8 @@ def test_filters_and_orders_of_a_mixture_are_each_datasets_own(toy_folder: Path,
     with stream(toy_folder, mix=mix) as source:
         assert len(source.tables[0].keys) == 9
         assert set(source.tables[1].keys) == {"s1c0", "s1c1", "s2c0", "s2c1", "s2c2", "s2c3"}
+    with pytest.raises(UserError, match=r"^data\.mix\.0\.where\.speaker: no clip of .* has 'eve'"):
+        stream(toy_folder, mix=[{"uri": str(tmp_path), "where": {"speaker": {"one_of": ["eve"]}}}])
     with stream(toy_folder, mix=[{"uri": str(toy_folder)}], window=3) as source:
         drawn = [clip for step in range(18) for clip in source.global_clips(step)]
     one, two = ([clip for dataset, clip, epoch in drawn if dataset == number and epoch == 0] for number in (0, 1))

@@ -19,7 +19,7 @@ from shards.errors import UserError
 from tests.streams import same, stream, take
 
 
-def test_a_killed_worker_costs_nothing(toy_folder: Path) -> None:
+def test_a_killed_worker_costs_nothing(toy_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
     whole = take(stream(toy_folder), 0, 30)
     killed = []
     with stream(toy_folder, workers=2) as source:
@@ -31,12 +31,17 @@ def test_a_killed_worker_costs_nothing(toy_folder: Path) -> None:
                     os.kill(process, signal.SIGKILL)
                     killed.append(process)
     assert len(set(killed)) >= 4
+    line = "data worker {} was ended by signal 9 (out of memory?); another takes its place, no sample is lost"
+    assert {str(warning.message) for warning in recwarn} == {line.format(0), line.format(1)}
     assert all(same(a, b) for a, b in zip(whole, found, strict=True))
 
 
 def test_workers_that_die_again_and_again_end_the_run(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match=r"die again and again .* over the clips s\d"):
+    with (
+        pytest.warns(UserWarning, match="exit with status 1"),
+        pytest.raises(UserError, match=r"die again and again .* over the clips s\d"),
+    ):
         take(stream(toy_folder, workers=1), 0, 1)
 
 

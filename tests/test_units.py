@@ -34,6 +34,18 @@ def test_fit_finds_well_separated_clusters() -> None:
     assert report.inertia == pytest.approx(8 * 0.01, rel=0.1)
 
 
+def test_fit_of_uneven_clusters_wastes_no_centroid() -> None:
+    # Speech is like this: a few sounds, silence above all, take most of the frames.
+    rng = np.random.default_rng(0)
+    centres = 20 * rng.normal(size=(40, 8))
+    sizes = np.r_[4000, 2000, 1000, np.full(37, 60)]
+    features = np.repeat(centres, sizes, axis=0) + rng.normal(0, 1, (sizes.sum(), 8))
+    found = fit_codebook(features.astype(np.float32), 40)
+    report = describe_codebook(features.astype(np.float32), found)
+    # The scatter within the clusters is 8; a few centroids may share one.
+    assert report.inertia < 2 * 8
+
+
 def test_fit_depends_on_the_seed_alone() -> None:
     features = np.random.default_rng(3).normal(size=(500, 8)).astype(np.float32)
     assert np.array_equal(fit_codebook(features, 20, seed=1), fit_codebook(features, 20, seed=1))

@@ -34,6 +34,8 @@ class SpeechConfig(Config):
         centroids: npy file, float32 [clusters, D]; None fits them on the dataset's own training sound.
         fit_frames: frames (50 per second) sampled for that fit.
         seed: of the sample and the fit.
+        reassignment: of the fit, scikit-learn's `reassignment_ratio`. fairseq's recipe for HuBERT's own units has 0,
+            the one of speech2unit 0.5, with which half of all frames of speech fell into one unit.
         keep_features: store the features too (float16, 100 kB per second with HuBERT), so that other centroids need no
             run of the encoder.
     """
@@ -45,6 +47,7 @@ class SpeechConfig(Config):
     centroids: Path | None = None
     fit_frames: int = Field(100_000, ge=1)
     seed: int = Field(1369, ge=0, lt=2**32)
+    reassignment: float = Field(0.0, ge=0)
     keep_features: bool = False
 
     @model_validator(mode="after")
@@ -54,7 +57,7 @@ class SpeechConfig(Config):
         return self
 
 
-FITTED = ("clusters", "fit_frames", "seed")
+FITTED = ("clusters", "fit_frames", "seed", "reassignment")
 """Settings that concern the centroids alone, not the features."""
 
 
