@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -119,8 +120,10 @@ class TestBucket:
         assert source.ready(ref)
         assert source.stats.fetched_bytes == SIZE
         assert fault == "none" or sum(proxy.counts[kind] for kind in ("cut", "stall", "unavailable")) >= 3
-        said = [str(warning.message) for warning in recwarn]
-        assert fault != "stall" or said == [f"{s3_uri}: nothing came for 0 s; trying again for up to 180 s"]
+        if fault == "stall":
+            line = rf"{s3_uri}: nothing came for \d+ s; trying again for up to 180 s"
+            assert 1 <= len(recwarn) <= 3
+            assert all(re.fullmatch(line, str(warning.message)) for warning in recwarn)
         # In parts, several of them at once.
         assert len({asked for _, asked in proxy.asked}) >= 6
 
