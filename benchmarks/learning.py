@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="optimiser steps, each run")
     parser.add_argument("--dataset", type=Path, help="a dataset that is there already, in place of corpus and build")
     parser.add_argument("--runs", nargs="+", help="these runs alone")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the evaluation")
+    parser.add_argument("--threads", type=int, default=1, help="of an evaluation")
+    parser.add_argument("--side-by-side", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     args = parser.parse_args()
     plan = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     budget = {key: getattr(args, key) for key in ("minutes", "steps") if getattr(args, key) is not None}
@@ -207,12 +209,16 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         dataset = args.dataset or make_dataset(args.folder, plan)
-        floors = args.folder / "floors.json"
-        evaluate(args.folder, dataset, floors, None, {}, args.threads)
-        for name in names:
+
+        def run(name: str) -> None:
             train_run(args.folder, name, dataset, merge(plan["train"], plan["runs"][name]) | budget)
             out = args.folder / f"{name}.json"
             evaluate(args.folder, dataset, out, args.folder / name, plan["synthesis"], args.threads)
+
+        with ThreadPoolExecutor(args.side_by_side) as pool:
+            list(pool.map(run, names))
+        floors = args.folder / "floors.json"
+        evaluate(args.folder, dataset, floors, None, {}, args.threads)
     except UserError as error:
         print(f"learning: {error}", file=sys.stderr)
         return 2
