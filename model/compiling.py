@@ -8,15 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.avhubert import EncoderLayer
 from model.faces2voices import FacesToVoices
+from model.layers import ConvNeXtBlock, TransformerLayer
 from model.rehearsal import rehearsal
+from model.unet import ResidualBlock, TransformerBlock
+
+REPEATED = (EncoderLayer, ConvNeXtBlock, TransformerLayer, ResidualBlock, TransformerBlock)
+SHAPES = 64
+"""How many kinds and shapes of them may be compiled."""
 
 
 def compile_parts(network: FacesToVoices, say: Callable[[str], None], try_step: Callable[[], object]) -> bool:
     """Compile the parts in place and run `try_step`, a training step's forward and backward pass, once.
 
     The keys of the state dict stay as they are, and copies of the network are not compiled. Compiled code serves
-    training mode alone and one shape of batch: what validation and synthesis run, in lengths of any kind, stays as
+    steps with gradients and one shape of batch: what validation and synthesis run, in lengths of any kind, stays as
     it was. Nothing that `try_step` does to buffers, gradients and random generators remains.
 
     Args:
@@ -43,6 +50,8 @@ def _failure(network: FacesToVoices, try_step: Callable[[], object]) -> str | No
     """Why compiling or the step failed, in one line; no part is compiled then. The error itself, whose traceback holds
     on to the step's memory, ends here."""
     try:
+        # All parts are one and the same function to the compiler, `nn.Module.__call__`, in many shapes.
+        torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         for part in _parts(network):
             _compile(part)
         try_step()
@@ -55,14 +64,9 @@ def _failure(network: FacesToVoices, try_step: Callable[[], object]) -> str | No
 
 
 def _parts(network: FacesToVoices) -> Iterator[nn.Module]:
-    """Parts that are one graph each, without a break."""
-    yield network.encoder
-    yield network.decoder
-    if network.config.lip_encoder.frozen:
-        yield network.lip_encoder
-    else:
-        # The ResNet takes the valid frames alone in training: their number changes, and with it the graph.
-        yield from network.lip_encoder.network.encoder.layers
+    """The blocks that are repeated: each kind and shape is compiled once and serves all of its like, a minute's work
+    where the whole network would be many. None of them breaks the graph."""
+    return (part for part in network.modules() if isinstance(part, REPEATED))
 
 
 def _compile(part: nn.Module) -> None:
@@ -70,7 +74,8 @@ def _compile(part: nn.Module) -> None:
     compiled: Any = part._compiled_call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled(*args, **kwargs) if part.training else part._call_impl(*args, **kwargs)
+        # Gradients are on in training alone, also around a frozen part.
+        return compiled(*args, **kwargs) if torch.is_grad_enabled() else part._call_impl(*args, **kwargs)
 
     # Where `nn.Module.compile` puts it, so that copying and pickling leave it out.
     part._compiled_call_impl = call

@@ -22,7 +22,7 @@ Shape = Sequence[int]
 
 
 def count_flops(step: Callable[[], object]) -> float:
-    """Floating-point operations of one call of `step`, which runs here once, compiled parts in eager mode.
+    """Floating-point operations of one call of `step`, which runs here once. Compiled parts would not be seen.
 
     Wrap it in `model.rehearsal.rehearsal` where it must leave no trace in a network.
     """
