@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from model import checkpoint
 from shards.config import merge
 from shards.errors import UserError
 
@@ -92,7 +93,11 @@ def train_run(folder: Path, name: str, dataset: Path, settings: dict[str, Any]) 
     except BaseException:
         _write(spent_file, {"seconds": spent + time.monotonic() - begin})
         raise
-    _write(folder / f"{name}.train.json", {"seconds": spent + time.monotonic() - begin})
+    seconds = spent + time.monotonic() - begin
+    if not settings.get("minutes") and checkpoint.load(folder / name).step < settings["steps"]:
+        _write(spent_file, {"seconds": seconds})
+        raise UserError(f"{name}: stopped before its last step; run this again to go on")
+    _write(folder / f"{name}.train.json", {"seconds": seconds})
 
 
 def evaluate(folder: Path, dataset: Path, out: Path, run: Path | None, synthesis: dict[str, Any], threads: int) -> None:

@@ -29,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
     result = train(args.dataset, args.run, train_config(args.config, overrides))
     if os.environ.get("RANK", "0") != "0":
         return 0  # one process of a run speaks for all
+    if result.first != result.first and result.stopped:
+        print(f"{result.folder}: stopped at step {result.step}, before a step was done")
+        return 0
     if result.first != result.first:
         print(f"{result.folder}: at step {result.step} already; give more --steps to go on")
         return 0

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cli.options import size
+from shards.storage import is_remote
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,5 +33,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.source}: AV-HuBERT, video path, {made.layers} layers of {made.dim}; nothing in the file was run")
     print(f"{made.tensors} tensors, {made.parameters:,} parameters, {size(made.bytes)}")
     print(f"{made.output}, sha256 {made.sha256}")
-    print(f"use it: --set {shlex.quote(f'lip_weights={made.output}')}")
+    if is_remote(made.output):
+        print("training reads it from a path: copy it there")
+    else:
+        print(f"use it: --set {shlex.quote(f'lip_weights={made.output}')}")
     return 0

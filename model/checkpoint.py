@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint_file import Unreadable, one_line, read_state
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.storage import (
     TEMPORARY,
     StorageError,
@@ -69,10 +68,10 @@ class Checkpoint:
     without: LeftOut | None = None
 
 
-def save(uri: str | Path, checkpoint: Checkpoint, keep: int) -> str:
+def save(uri: str | Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = None) -> str:
     """Write `step-XXXXXXXX.pt`, whole or not at all, then drop all but the newest `keep` and never this one.
 
-    What cannot be dropped is a warning.
+    What cannot be dropped is a warning. Those of multiples of `keep_every` steps stay.
 
     Returns:
         Where the checkpoint lies.
@@ -109,9 +108,9 @@ def save(uri: str | Path, checkpoint: Checkpoint, keep: int) -> str:
         where = f", in {tempfile.gettempdir()} on its way" if is_remote(uri) else ""
         raise StorageError(f"{address}: cannot be written ({cause.strerror or cause}{where})") from None
     try:
-        _prune(store, name, keep)
+        _prune(store, name, keep, keep_every)
     except (OSError, StorageError) as error:
-        warnings.warn(f"{uri}: old checkpoints could not be removed ({error})", stacklevel=2)
+        warn(f"{uri}: old checkpoints could not be removed ({error})")
     return address
 
 
@@ -203,13 +202,17 @@ def _name(step: int) -> str:
 
 
 def _found(store: Store) -> list[str]:
+    return [_name(step) for step in _steps(store)]
+
+
+def _steps(store: Store) -> list[int]:
     matches = (re.fullmatch(rf"{PREFIX}([0-9]+){SUFFIX}", entry.name) for entry in store.list(PREFIX))
-    names = {int(match[1]): match[0] for match in matches if match and match[0] == _name(int(match[1]))}
-    return [names[step] for step in sorted(names)]
+    return sorted(int(match[1]) for match in matches if match and match[0] == _name(int(match[1])))
 
 
-def _prune(store: Store, written: str, keep: int) -> None:
-    old = [name for name in _found(store)[:-keep] if name != written]
+def _prune(store: Store, written: str, keep: int, keep_every: int | None) -> None:
+    stays = {_name(step) for step in _steps(store) if keep_every and step % keep_every == 0} | {written}
+    old = [name for name in _found(store)[:-keep] if name not in stays]
     # Where a file system has no nameless files, a killed process leaves a hidden one.
     before = datetime.now(timezone.utc) - ABANDONED
     old += [entry.name for entry in store.list(TEMPORARY) if entry.modified < before]

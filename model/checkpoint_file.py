@@ -84,6 +84,9 @@ def _download(store: Store, name: str, copy: IO[bytes], address: str) -> None:
 
 def _check_whole(stream: IO[bytes], address: str) -> None:
     begins = stream.read(4) == b"PK\x03\x04"
+    if not begins:
+        # An archive may have anything in front of it, and torch looks there first, with a reader that checks nothing.
+        raise Unreadable(f"{address}: not a checkpoint of this program")
     try:
         archive = zipfile.ZipFile(stream)
         begins = False

@@ -71,10 +71,15 @@ class Meter:
             event = torch.cuda.Event()
             event.record()
         self._pending.append(_Step(step, keys, list(values), stacked, event))
-        self._settle(behind=int(event is not None))
+        self.settle(behind=int(event is not None))
         self._ready = time.perf_counter()
 
-    def _settle(self, behind: int) -> None:
+    def settle(self, behind: int = 0) -> None:
+        """Look at every step that was launched but the last `behind`.
+
+        Raises:
+            NotFinite: see `add`.
+        """
         while len(self._pending) > behind:
             step = self._pending.popleft()
             if step.arrived is not None:
@@ -94,14 +99,6 @@ class Meter:
         now = time.perf_counter()
         self._start += now - begin
         self._ready = now
-
-    def settle(self) -> None:
-        """Look at every step that was launched.
-
-        Raises:
-            NotFinite: see `add`.
-        """
-        self._settle(behind=0)
 
     def take(self, clips: int) -> dict[str, float]:
         """Means since the last call, with `steps_per_s`, `clips_per_s`, `data_wait` (share of the time), `memory_gb`
@@ -130,3 +127,19 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def terms_of(values: Mapping[str, float]) -> str:
+    """Names and values for a line of the log."""
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def log_line(step: int, epoch: int, digest: str, means: Mapping[str, float]) -> str:
+    """What a step says: `digest` of its clips, and what `Meter.take` gave."""
+    pace = ("steps_per_s", "clips_per_s", "data_wait", "memory_gb", "mfu")
+    terms = terms_of({name: value for name, value in means.items() if name not in pace})
+    return (
+        f"step {step} epoch {epoch} data {digest}: {terms} | {means['steps_per_s']:.2f} steps/s, "
+        f"{means['clips_per_s']:.1f} clips/s, waiting for data {means['data_wait']:.1%}, {means['memory_gb']:.2f} GB, "
+        f"MFU {means['mfu']:.1%}"
+    )

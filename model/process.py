@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ import torch
 from model.ranks import Ranks
 from model.train_config import TrainConfig
 from shards.errors import UserError
+from shards.signals import Stopped
+
+REPEATED_S = 5.0
 
 
 def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
@@ -25,19 +29,20 @@ def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
     torch.cuda.set_device(ranks.local)
     # What float32 work is left outside of bfloat16 may use TF32 as well.
     torch.set_float32_matmul_precision("high" if config.amp else "highest")
+    torch.backends.cudnn.allow_tf32 = config.amp
     return torch.device("cuda", ranks.local)
 
 
 @contextmanager
 def stop_signal(interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written; `interrupt` ends
-    the wait for data."""
-    caught: list[int] = []
+    the wait for data. Batch systems and launchers may send it twice; after `REPEATED_S` another one ends at once."""
+    caught: list[float] = []
 
     def note(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
+        if caught and time.monotonic() - caught[0] > REPEATED_S:
+            raise Stopped(number)
+        caught.append(time.monotonic())
         interrupt()
 
     # Python lets the main thread alone handle signals.
@@ -56,8 +61,9 @@ def memory_advice(config: TrainConfig, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        ours = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not ours:
+        texts = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+        memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+        if not memory and not any(text in str(error) for text in texts):
             raise
         reason = (str(error).strip().splitlines() or ["no memory"])[0][:200]
         raise UserError(

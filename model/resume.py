@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from model import checkpoint
 from model.checkpoint import Checkpoint, LeftOut
 from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
+from model.ranks import Ranks
 from model.statistics import mel_statistics
 from model.train_config import TrainConfig
 from shards.clip_table import ClipTable, Snapshot
@@ -16,7 +20,8 @@ from shards.config import Config
 from shards.errors import UserError
 
 LOOSE = (
-    *("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "model", "lip_weights"),
+    *("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "keep_every", "model"),
+    *("lip_weights", "begin"),
     *("profile", "validation", "accumulate", "compile", "peak_tflops", "dataset.snapshots"),
     *(f"data.{name}" for name in ("workers", "prefetch", "cache", "cache_bytes", "ahead", "verify", "damaged")),
     *("data.index", "data.augment_on"),
@@ -40,6 +45,8 @@ def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: Mode
     """
     ours = _flat({**plain(config), "network": plain(shape), "dataset": facts})
     theirs = _flat({**state.config, "network": state.shape, "dataset": state.dataset})
+    # A key that came later had its default.
+    theirs = {**_flat({**plain(TrainConfig()), "network": plain(ModelConfig())}), **theirs}
     odd = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in LOOSE)]
     if odd:
@@ -68,17 +75,33 @@ def begun_network(
     if config.lip_weights is not None:
         network.lip_encoder.load_public(config.lip_weights)
     if state is not None:
-        if state.without is not None:
-            checkpoint.weights_file(state.without, config.lip_weights)
+        without = state.without
+        if without is not None:
+            without = {**without, "path": str(checkpoint.weights_file(without, config.lip_weights).absolute())}
         checkpoint.restore(network, state)
-        return network, state.without
-    if shape.mel_scale == "corpus":
+        return network, without
+    if config.begin is not None:
+        checkpoint.restore(network, checkpoint.load(config.begin))
+    if shape.mel_scale == "corpus" and config.begin is None:
         mean, deviation = mel_statistics(tables)
         network.mel_mean.fill_(mean)
         network.mel_std.fill_(deviation)
     if shape.lip_encoder.frozen and config.lip_weights is not None:
         return network, checkpoint.left_out("lip_encoder.network.", config.lip_weights)
     return network, None
+
+
+def describe(config: TrainConfig, shape: ModelConfig, ranks: Ranks, step: int) -> str:
+    """What a run is, for people: how it was started last."""
+    facts = {
+        "command": sys.argv,
+        "from_step": step,
+        "processes": ranks.world,
+        "versions": {name: version(name) for name in ("faces2voices", "torch", "numpy")},
+        "config": plain(config),
+        "network": plain(shape),
+    }
+    return json.dumps(facts, indent=1)
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-import warnings
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from model.checkpoint import as_uri
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.storage import StorageError, is_remote, is_web, local_path, open_store
 
 ROTATE = 8 << 20
@@ -102,6 +101,6 @@ class RunFolder:
                     # A closed SummaryWriter opens the next file by itself.
                     self._writer.close()
         except (OSError, StorageError) as error:
-            warnings.warn(f"{self.uri}: events are kept in {self._folder} for now ({error})", stacklevel=3)
+            warn(f"{self.uri}: events are kept in {self._folder} for now ({error})")
             return False
         return True

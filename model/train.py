@@ -20,17 +20,17 @@ from model.ema import MovingAverage
 from model.faces2voices import FacesToVoices
 from model.flops import count_flops, matmul_peak
 from model.flow import Place
-from model.meter import Meter, NotFinite
+from model.meter import Meter, NotFinite, log_line, terms_of
 from model.optimiser import adamw, set_rate
 from model.process import choose_device, memory_advice, stop_signal
 from model.ranks import Ranks
 from model.rehearsal import rehearsal
-from model.resume import begun_network, check_same_run, plain, snapshots
+from model.resume import begun_network, check_same_run, describe, plain, snapshots
 from model.run_folder import RunFolder
 from model.train_config import TrainConfig, check_profile, dataset_facts, model_config
 from model.validate import Validation
 from shards.device import Batch
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.progress import Progress
 from shards.stream import TrainingStream
 
@@ -91,6 +91,8 @@ def _train(
         check_same_run(run.uri, state, config, shape, facts)
         if state.step >= config.steps:
             return Result(run.uri, state.step, math.nan, math.nan, False)
+    if not ranks.alike(f"{state.step if state else 0} {json.dumps([plain(config), facts], sort_keys=True)}"):
+        raise UserError(f"processes see different settings, datasets or checkpoints; {run.uri} must be one for all")
     rows = config.data.batch // ranks.world
     if rows % config.accumulate:
         raise UserError(f"a process's {rows} samples of data.batch cannot be split into {config.accumulate} parts")
@@ -111,11 +113,14 @@ def _train(
         # The caller still holds it; its tensors would stay for the whole run.
         state.model.clear()
         state.optimiser.clear()
+        (state.ema or {}).clear()
 
     begin = time.monotonic()
     meter: Meter | None = None
     first, last = math.nan, math.nan
     log = run.writer(purge_step=step + 1) if ranks.first else None
+    if ranks.first:
+        run.note("run.json", describe(config, shape, ranks, step))
     with (
         stop_signal(stream.interrupt) as stop,
         Progress("train", config.steps, "steps", quiet=not ranks.first) as progress,
@@ -125,12 +130,13 @@ def _train(
         said = 0
 
         def save() -> None:
-            if meter is not None:
-                meter.settle()
+            assert meter is not None
+            meter.settle()
             if ranks.first:
                 words = plain(config), plain(shape), facts
                 tensors = network.state_dict(), optimiser.state_dict(), average.average if average else None
-                checkpoint.save(run.uri, checkpoint.Checkpoint(step, *words, *tensors, without), config.keep)
+                now = checkpoint.Checkpoint(step, *words, *tensors, without)
+                checkpoint.save(run.uri, now, config.keep, config.keep_every)
                 run.sync()
 
         def report(means: dict[str, float]) -> None:
@@ -138,21 +144,22 @@ def _train(
             last = means["loss"]
             first = last if math.isnan(first) else first
             _write(log, "train", {**means, "lr": rate}, step)
-            progress.note(_line(step, stream.epoch(step), stream.digest(step - 1), means))
+            progress.note(log_line(step, stream.epoch(step), stream.digest(step - 1), means))
 
         batches = stream.batches(step, device)
         reported = saved = start
         try:
             while step < config.steps:
                 batch = next(batches, None)
+                if meter is not None:
+                    meter.arrived()
                 # All processes stop at the same step: whoever got a signal, ran out of time or has no data says so.
                 if ranks.any(batch is None or stop() or _over(begin, config.minutes)):
                     break
                 assert batch is not None
                 if meter is None:
-                    meter = _prepare(network, batch, config, device, progress.note)
+                    meter = _prepare(network, batch, config, device)
                     _say_data(stream, config, progress.note)
-                meter.arrived()
                 while said < len(stream.skipped):
                     progress.note(f"step {step}: skipped {stream.skipped[said]}")
                     said += 1
@@ -172,16 +179,18 @@ def _train(
                     report(ranks.mean(meter.take(config.data.batch)))
                     reported = step
                 if step % config.checkpoint_every == 0:
-                    save()
+                    with meter.paused():
+                        save()
                     saved = step
                 if validation is not None and step % config.validation.every == 0:
                     averaged = average.applied() if average else contextlib.nullcontext()
+                    meter.settle()
                     with meter.paused(), averaged, _precision(config, device):
                         means = validation.measure(network, device)
                         if log is not None:
                             validation.speak(network, device, log, step)
                     _write(log, "valid", means, step)
-                    progress.note(f"step {step} valid: {_terms(means)}")
+                    progress.note(f"step {step} valid: {terms_of(means)}")
             if meter is not None and step > reported:
                 report(ranks.mean(meter.take(config.data.batch)))
             if step > saved:
@@ -216,9 +225,7 @@ def _gradient(model: nn.Module, batch: Batch, config: TrainConfig, step: int, ra
     return values
 
 
-def _prepare(
-    network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device, say: Callable[[str], None]
-) -> Meter:
+def _prepare(network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device) -> Meter:
     """Compile the network, and count what a step of it costs; neither leaves a trace in it."""
     rows = len(batch["frames"]) // config.accumulate
     part = {name: value[:rows] for name, value in batch.items()}
@@ -234,10 +241,14 @@ def _prepare(
         # Takes seconds to import.
         from model.compiling import compile_parts
 
-        with rehearsal(network):
-            compile_parts(network, say, step)
+        # Said by every process: one that runs without would hold up the others.
+        compile_parts(network, warn, step)
     peak = config.peak_tflops and config.peak_tflops * 1e12
-    return Meter(device, flops, peak or matmul_peak(device, torch.bfloat16 if config.amp else torch.float32))
+    peak = peak or matmul_peak(device, torch.bfloat16 if config.amp else torch.float32)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return Meter(device, flops, peak)
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -249,12 +260,11 @@ def _validation(
 ) -> Validation | None:
     if not config.validation.every:
         return None
-    table = stream.tables[0]
-    try:
-        return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
-    except UserError as error:
-        say(f"no validation: {error}")
+    table, wanted = stream.tables[0], config.validation.split
+    if all(shard.split != wanted for shard in table.index.shards):
+        say(f"no validation: {table.uri} has no split {wanted!r}")
         return None
+    return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
 
 
 def _over(begin: float, minutes: float | None) -> bool:
@@ -278,17 +288,3 @@ def _write(log: Any, group: str, values: dict[str, float], step: int) -> None:
     if log is not None:
         for name, value in values.items():
             log.add_scalar(f"{group}/{name}", value, step)
-
-
-def _terms(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
-
-
-def _line(step: int, epoch: int, digest: str, means: dict[str, float]) -> str:
-    pace = ("steps_per_s", "clips_per_s", "data_wait", "memory_gb", "mfu")
-    terms = _terms({name: value for name, value in means.items() if name not in pace})
-    return (
-        f"step {step} epoch {epoch} data {digest}: {terms} | {means['steps_per_s']:.2f} steps/s, "
-        f"{means['clips_per_s']:.1f} clips/s, waiting for data {means['data_wait']:.1%}, {means['memory_gb']:.2f} GB, "
-        f"MFU {means['mfu']:.1%}"
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from shards.config import Config, load_config, merge
 from shards.errors import UserError
 from shards.manifest import Index
 from shards.stream import StreamConfig
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimiserConfig(Config):
@@ -27,10 +29,10 @@ class OptimiserConfig(Config):
 
     lr: float = Field(1e-4, gt=0)
     lip_lr: float | None = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.8, 0.99)
-    eps: float = 1e-9
-    weight_decay: float = 0.01
-    decay: float = 0.999 ** (1 / 8)
+    betas: tuple[Share, Share] = (0.8, 0.99)
+    eps: float = Field(1e-9, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    decay: float = Field(0.999 ** (1 / 8), gt=0, le=1)
     warmup: int = Field(0, ge=0)
     clip_norm: float = Field(5.0, gt=0)
 
@@ -63,6 +65,7 @@ class TrainConfig(Config):
         size: which preset `model` lies upon.
         profile: the dataset must be of this one; null takes any.
         model: keys that differ from the preset.
+        begin: checkpoint or run folder whose parameters a new run begins with, in place of random ones.
         lip_weights: AV-HuBERT file for the lip encoder, public or converted; a frozen one cannot do without.
         accumulate: parts that a process's share of a batch is split into; less memory, the same gradient.
         ema: decay of a moving average of the parameters, which validation and synthesis then use; null keeps none.
@@ -73,11 +76,13 @@ class TrainConfig(Config):
         compile: torch.compile; where that fails the run says so and goes on without.
         peak_tflops: what utilisation is measured against; null measures a large matrix product at the start.
         keep: checkpoints; older ones are deleted.
+        keep_every: those of multiples of this many steps stay.
     """
 
     size: Literal["paper", "tiny"] = "paper"
     profile: Literal["paper", "offline"] | None = "paper"
     model: dict[str, Any] = {}
+    begin: str | None = None
     lip_weights: Path | None = None
     data: StreamConfig = StreamConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -86,7 +91,7 @@ class TrainConfig(Config):
     ema: float | None = Field(None, gt=0, lt=1)
     steps: int = Field(350_000, ge=1)
     minutes: float | None = Field(None, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: bool = True
     compile: bool = True
@@ -95,6 +100,7 @@ class TrainConfig(Config):
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)
 
 
 TINY: dict[str, Any] = {

@@ -362,3 +362,16 @@ def test_tensors_of_another_network_are_named(tmp_path: Path) -> None:
         checkpoint.restore(Small(), made(1, model=odd))
     with pytest.raises(UserError, match=r"size mismatch for head\.bias"):
         checkpoint.restore(Small(), made(1, model={**whole, "head.bias": torch.ones(3)}))
+
+
+def test_an_archive_behind_something_else_is_refused(tmp_path: Path) -> None:
+    # torch would read what lies in front, in its legacy format, and nothing would have checked it.
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"step": 1}, path, _use_new_zipfile_serialization=False)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("x", b"x")
+    path.write_bytes(path.read_bytes() + archive.getvalue())
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        checkpoint.load(path)

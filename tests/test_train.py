@@ -78,6 +78,22 @@ def test_checkpoints_are_pruned_and_load_without_code(toy: str, tmp_path: Path) 
     assert state["step"] == 9
 
 
+def test_checkpoints_of_round_steps_stay_if_asked(toy: str, tmp_path: Path) -> None:
+    train(toy, tmp_path, config("steps=7", "keep=1", "checkpoint_every=1", "keep_every=3"))
+    assert checkpoint.found(tmp_path) == [f"step-{step:08d}.pt" for step in (3, 6, 7)]
+
+
+def test_a_run_may_begin_with_the_parameters_of_another(toy: str, tmp_path: Path) -> None:
+    train(toy, tmp_path / "first", config("steps=2"))
+    train(toy, tmp_path / "second", config("steps=1", f"begin={tmp_path / 'first'}", "optimiser.lr=1e-9"))
+    first, second = (checkpoint.load(tmp_path / name).model for name in ("first", "second"))
+    name = "encoder.to_mel.weight"
+    torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
+    assert second["mel_mean"] == first["mel_mean"] != 0
+    facts = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert facts["config"]["begin"] == str(tmp_path / "first")
+
+
 def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "train", toy, str(tmp_path)]
     overrides = [*SMALL, "checkpoint_every=100000", "data.workers=1"]

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from model import checkpoint
+from model.synthesize import load_network
 from model.train import train
+from shards.errors import UserError
 from tests.test_train import SMALL, config, losses
 from tests.toy import toy_dataset
 
@@ -65,7 +67,7 @@ def test_parts_give_the_gradient_of_the_whole(toy: str, frozen: list[str], tmp_p
 
 
 def test_two_processes_train_as_one_stop_together_and_hand_over(toy: str, frozen: list[str], tmp_path: Path) -> None:
-    process = torchrun(2, toy, tmp_path / "two", [*frozen, "steps=100000", "checkpoint_every=100000"])
+    process = torchrun(2, toy, tmp_path / "two", [*frozen, "steps=100000", "checkpoint_every=100000", "accumulate=2"])
     assert process.stderr is not None
     # Should a process hang, this ends it.
     guard = threading.Timer(200, os.killpg, (process.pid, signal.SIGKILL))
@@ -75,7 +77,8 @@ def test_two_processes_train_as_one_stop_together_and_hand_over(toy: str, frozen
         lines.append(line)
         if line.startswith("step 3 "):
             break
-    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
+    # As a batch system does: to every process of the job, and torchrun passes it on once more.
+    os.killpg(process.pid, signal.SIGTERM)
     output, rest = process.communicate()
     guard.cancel()
     said = "".join(lines) + rest
@@ -85,13 +88,21 @@ def test_two_processes_train_as_one_stop_together_and_hand_over(toy: str, frozen
     assert output.count("goes on from the last checkpoint") == 1
     # Another number of processes goes on, and all of it is as one process would have done it.
     train(toy, tmp_path / "one", config(*frozen, f"steps={step + 2}"))
-    train(toy, tmp_path / "two", config(*frozen, f"steps={step + 2}", "accumulate=2"))
+    train(toy, tmp_path / "two", config(*frozen, f"steps={step + 2}"))
     assert_alike(tmp_path / "one", tmp_path / "two")
+    # The frozen part lies in its file, not in the checkpoint.
+    state = checkpoint.load(tmp_path / "two")
+    assert not any(name.startswith("lip_encoder.network.") for name in state.model)
+    lips = torch.load(state.without["path"], weights_only=True)  # type: ignore[index]
+    network = load_network(state)
+    assert torch.equal(network.lip_encoder.network.layer_norm.weight, lips["layer_norm.weight"])
+    other = tmp_path / "other.pt"
+    torch.save({name: value + 1 for name, value in lips.items()}, other)
+    with pytest.raises(UserError, match="other weights than those of the checkpoint"):
+        load_network(state, other)
 
 
 def test_the_moving_average_goes_on_and_is_what_speaks(toy: str, tmp_path: Path) -> None:
-    from model.synthesize import load_network
-
     train(toy, tmp_path / "whole", config("steps=5", "ema=0.9"))
     train(toy, tmp_path / "parts", config("steps=3", "ema=0.9"))
     at_three = checkpoint.load(tmp_path / "parts")
