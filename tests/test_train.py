@@ -27,6 +27,7 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import Recipe
 from shards.reader import read_fields
+from shards.storage import open_store
 from shards.stream import TrainingStream
 from tests.toy import RECIPES, toy_dataset
 
@@ -92,6 +93,18 @@ def test_a_run_may_begin_with_the_parameters_of_another(toy: str, tmp_path: Path
     assert second["mel_mean"] == first["mel_mean"] != 0
     facts = json.loads((tmp_path / "second" / "run.json").read_text())
     assert facts["config"]["begin"] == str(tmp_path / "first")
+
+
+def test_a_run_in_a_bucket_goes_on(toy: str, s3_uri: str, tmp_path: Path) -> None:
+    run = f"{s3_uri}/run"
+    train(toy, run, config("steps=2"))
+    train(toy, run, config("steps=4"))
+    assert checkpoint.found(run) == ["step-00000002.pt", "step-00000003.pt", "step-00000004.pt"]
+    store = open_store(run)
+    for entry in store.list("events"):
+        (tmp_path / entry.name).write_bytes(store.read(entry.name))
+    train(toy, tmp_path / "whole", config("steps=4"))
+    assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
 def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
