@@ -21,7 +21,7 @@ from shards.errors import UserError
 
 LOOSE = (
     *("steps", "minutes", "device", "threads", "log_every", "checkpoint_every", "keep", "keep_every", "model"),
-    *("lip_weights", "begin"),
+    "lip_weights",
     *("profile", "validation", "accumulate", "compile", "peak_tflops", "dataset.snapshots"),
     *(f"data.{name}" for name in ("workers", "prefetch", "cache", "cache_bytes", "ahead", "verify", "damaged")),
     *("data.index", "data.augment_on"),
@@ -50,7 +50,8 @@ def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: Mode
     odd = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in LOOSE)]
     if odd:
-        shown = ", ".join(f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in odd[:NAMED])
+        names = {key: f"model.{key.removeprefix('network.')}" if key.startswith("network.") else key for key in odd}
+        shown = ", ".join(f"{names[key]} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in odd[:NAMED])
         more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
         raise UserError(
             f"{run}: checkpoint of another configuration: {shown}{more}; name another folder or set it back"
@@ -70,7 +71,10 @@ def begun_network(
         UserError: a frozen lip encoder without weights, or with others than those that the run began with.
     """
     if shape.lip_encoder.frozen and config.lip_weights is None:
-        raise UserError("the lip encoder is frozen and has no weights: give lip_weights, or train it along (size=tiny)")
+        raise UserError(
+            "the lip encoder is frozen and has no weights: give lip_weights (see `f2v weights convert`), or train it "
+            "along (size=tiny, or model.lip_encoder.frozen=false)"
+        )
     network = FacesToVoices(shape)
     if config.lip_weights is not None:
         network.lip_encoder.load_public(config.lip_weights)

@@ -125,6 +125,9 @@ def _train(
         stop_signal(stream.interrupt) as stop,
         Progress("train", config.steps, "steps", quiet=not ranks.first) as progress,
     ):
+        progress.note(f"data: {stream.clips} clips, {stream.clips / config.data.batch:.1f} steps an epoch")
+        if config.data.batch > stream.clips:
+            progress.note(f"a batch of {config.data.batch} has more samples than there are clips")
         validation = _validation(stream, config, ranks, facts, progress.note)
         progress.advance(step)
         said = 0
@@ -158,8 +161,8 @@ def _train(
                     break
                 assert batch is not None
                 if meter is None:
-                    meter = _prepare(network, batch, config, device)
-                    _say_data(stream, config, progress.note)
+                    progress.note(f"batches take {stream.memory_bytes / 1e6:.0f} MB")
+                    meter = _prepare(network, batch, config, device, progress.note)
                 while said < len(stream.skipped):
                     progress.note(f"step {step}: skipped {stream.skipped[said]}")
                     said += 1
@@ -225,7 +228,9 @@ def _gradient(model: nn.Module, batch: Batch, config: TrainConfig, step: int, ra
     return values
 
 
-def _prepare(network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device) -> Meter:
+def _prepare(
+    network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device, say: Callable[[str], None]
+) -> Meter:
     """Compile the network, and count what a step of it costs; neither leaves a trace in it."""
     rows = len(batch["frames"]) // config.accumulate
     part = {name: value[:rows] for name, value in batch.items()}
@@ -241,7 +246,8 @@ def _prepare(network: FacesToVoices, batch: Batch, config: TrainConfig, device: 
         # Takes seconds to import.
         from model.compiling import compile_parts
 
-        # Said by every process: one that runs without would hold up the others.
+        say("compiling: a minute or more the first time, seconds when it is done again")
+        # What fails is said by every process: one that runs without would hold up the others.
         compile_parts(network, warn, step)
     peak = config.peak_tflops and config.peak_tflops * 1e12
     peak = peak or matmul_peak(device, torch.bfloat16 if config.amp else torch.float32)
@@ -261,7 +267,11 @@ def _validation(
     if not config.validation.every:
         return None
     table, wanted = stream.tables[0], config.validation.split
-    if all(shard.split != wanted for shard in table.index.shards):
+    splits = {shard.split for shard in table.index.shards}
+    if wanted not in splits and "split" in config.validation.model_fields_set:
+        there = ", ".join(sorted(splits))
+        raise UserError(f"validation.split: no split {wanted!r} in {table.uri}; splits are {there}")
+    if wanted not in splits:
         say(f"no validation: {table.uri} has no split {wanted!r}")
         return None
     return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
@@ -276,12 +286,10 @@ def _not_finite(run: RunFolder, error: NotFinite, ranks: Ranks) -> str:
     facts = {"step": error.step, "values": {k: str(v) for k, v in error.values.items()}, "keys": error.keys}
     where = run.note(f"{name}.json", json.dumps(facts, indent=1))
     terms = ", ".join(f"{name} {value:.3g}" for name, value in error.values.items())
-    return f"step {error.step}: the loss or its gradient is not finite ({terms}); the batch's clips are in {where}"
-
-
-def _say_data(stream: TrainingStream, config: TrainConfig, say: Callable[[str], None]) -> None:
-    epoch = stream.clips / config.data.batch
-    say(f"data: {stream.clips} clips, {epoch:.1f} steps an epoch, batches take {stream.memory_bytes / 1e6:.0f} MB")
+    way = "begin another run with a checkpoint from before (begin=...) and a lower optimiser.lr"
+    return (
+        f"step {error.step}: the loss or its gradient is not finite ({terms}); the batch's clips are in {where}; {way}"
+    )
 
 
 def _write(log: Any, group: str, values: dict[str, float], step: int) -> None:

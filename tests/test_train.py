@@ -91,6 +91,8 @@ def test_a_run_may_begin_with_the_parameters_of_another(toy: str, tmp_path: Path
     name = "encoder.to_mel.weight"
     torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
     assert second["mel_mean"] == first["mel_mean"] != 0
+    with pytest.raises(UserError, match="begin was"):
+        train(toy, tmp_path / "second", config("steps=2", "begin=another", "optimiser.lr=1e-9"))
     facts = json.loads((tmp_path / "second" / "run.json").read_text())
     assert facts["config"]["begin"] == str(tmp_path / "first")
 
@@ -128,7 +130,7 @@ def test_sigterm_leaves_a_checkpoint(toy: str, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("optimiser.lr=0.5",), r"optimiser\.lr was 0\.001, is 0\.5"),
-        (("model.encoder.dim=64", "ema=0.9"), r"ema was None, is 0\.9, network\.encoder\.dim was 32, is 64;"),
+        (("model.encoder.dim=64", "ema=0.9"), r"ema was None, is 0\.9, model\.encoder\.dim was 32, is 64;"),
         (("seed=9",), "seed"),
     ],
 )

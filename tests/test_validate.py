@@ -15,6 +15,7 @@ from model.synthesize import load_network
 from model.train import train
 from model.validate import Validation, picture
 from shards.clip_table import load_clips
+from shards.errors import UserError
 from tests.test_train import config, losses
 from tests.toy import toy_dataset
 
@@ -96,6 +97,8 @@ def test_a_split_without_clips_is_said_once(toy: str, tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert said.count("no validation: ") == 1
     assert "split 'valid'" in said
+    with pytest.raises(UserError, match=r"validation\.split: no split 'dev' in .*; splits are train"):
+        train(toy, tmp_path / "other", config("steps=2", "validation.every=1", "validation.split=dev"))
 
 
 def test_picture_is_bright_where_the_mel_is_loud_and_low_bins_lie_below() -> None:
