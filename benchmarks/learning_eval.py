@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.learning_words import DECODINGS, LETTER, Decoding, Recogniser, edits, words
 from model import checkpoint
-from model.griffinlim import griffin_lim
+from model.griffinlim import playable
 from model.synthesize import load_network
 from pipeline.stages.pitch import track_pitch
 from shards.codec import decode
@@ -137,12 +137,6 @@ def speak(
             yield key, {name: said[name] if name == "timbre" else said[name][: 2 * frames] for name in said}
 
 
-def sound(mel: Floats, filterbank: Any) -> Floats:
-    """Griffin-Lim speech within -1..1."""
-    wave = griffin_lim(mel, filterbank)
-    return wave / max(1.0, float(np.abs(wave).max()))
-
-
 def attribute_sums(
     clip: Mapping[str, Any], said: Mapping[str, Any], trivial: Constants, hertz: Floats, mode: PitchMode
 ) -> Sums:
@@ -244,11 +238,11 @@ def evaluate(
     for key, clip in clips.items():
         sums: Sums = {}
         if state:
-            wave = sound(spoken[key]["mel"], filterbank)
+            wave = playable(spoken[key]["mel"], filterbank)
             waves = {"speech": wave}
             sums |= attribute_sums(clip, spoken[key], trivial, track_pitch(wave, *limits), mode)
         else:
-            waves = {"original": from_pcm(clip["wav"]), "resynthesis": sound(clip["mel"], filterbank)}
+            waves = {"original": from_pcm(clip["wav"]), "resynthesis": playable(clip["mel"], filterbank)}
         speaker, text = clip["meta"]["speaker"], clip["meta"]["text"]
         heard[key] = {"said": text}
         for source, wave in waves.items():

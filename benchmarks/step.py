@@ -33,6 +33,7 @@ from model.config import ModelConfig
 from model.encoder import MEL_BINS
 from model.faces2voices import FacesToVoices
 from model.flops import count_flops, matmul_peak
+from model.optimiser import adamw
 from model.rehearsal import rehearsal
 from model.train_config import OptimiserConfig
 
@@ -96,7 +97,7 @@ def run(setting: Setting, variant: str) -> dict[str, Any]:
     batch = random_batch(config, setting.clips, setting.frames, device)
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     settings = OptimiserConfig()
-    optimiser = torch.optim.AdamW(learned, settings.lr, settings.betas, settings.eps, settings.weight_decay)
+    optimiser = adamw(network, settings)
     noise = torch.Generator(device).manual_seed(0)
 
     def forward_backward() -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.networks.torchscript import TYPES
 from shards.errors import UserError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -28,18 +29,6 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 HEAD = 16
 """Bytes that say what kind of file it is."""
-TYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
 class _Storage(NamedTuple):

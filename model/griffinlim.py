@@ -51,6 +51,12 @@ def griffin_lim(
     return inverse_stft(spectra).astype(np.float32)
 
 
+def playable(mel: NDArray[np.float32], filterbank: Filterbank = "htk", seed: int = 0) -> NDArray[np.float32]:
+    """What `griffin_lim` gives, made quieter as a whole where it would pass beyond 1: float32 [320 T]."""
+    wave = griffin_lim(mel, filterbank, seed=seed)
+    return wave / max(1.0, float(np.abs(wave).max(initial=0)))
+
+
 def invert_filterbank(mel: Floats, filters: Floats, steps: int = INVERSION_STEPS) -> Floats:
     """Non-negative amplitudes S with S @ filters.T near `mel`, by multiplicative updates (Lee and Seung 2001).
 

@@ -12,7 +12,7 @@ import torch
 from model import checkpoint
 from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
-from model.griffinlim import griffin_lim
+from model.griffinlim import playable
 from shards.augment import augmented, centred
 from shards.codec import encode
 from shards.config import load_config
@@ -77,8 +77,7 @@ def synthesize(
     with torch.inference_mode():
         spoken = network.synthesize(batch, steps=steps, guidance=guidance, temperature=temperature, generator=noise)
     mel = spoken["mel"][0].T.numpy()
-    samples = griffin_lim(mel, state.dataset["stages"]["mel"]["settings"]["filterbank"], seed=seed)
-    samples = samples / max(1.0, float(np.abs(samples).max(initial=0)))
+    samples = playable(mel, state.dataset["stages"]["mel"]["settings"]["filterbank"], seed)
 
     sound = output.with_suffix(".wav")
     write_wav(sound, samples)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from model.faces2voices import FacesToVoices
-from model.griffinlim import griffin_lim
+from model.griffinlim import playable
 from model.layers import length_mask
 from model.losses import prosody_loss, timbre_loss, total_loss
 from model.ranks import Ranks
@@ -48,9 +48,10 @@ class Validation:
             reading = data.model_copy(update={"split": wanted.split, "where": where})
             return WholeClips(uri, reading, wanted.max_frames, rank, world, snapshot)
 
-        every = clips(drawn, 0, 1)
+        self._clips = clips(drawn, 0, 1)
         # Where there are fewer batches than processes, each takes all: every process must have the same terms to sum.
-        self._clips = every if len(every) < ranks.world else clips(drawn, ranks.rank, ranks.world)
+        if 1 < ranks.world <= len(self._clips):
+            self._clips = clips(drawn, ranks.rank, ranks.world)
         self._spoken = clips(drawn[: wanted.samples], 0, 1) if wanted.samples else None
         self._shown: set[str] = set()
 
@@ -97,8 +98,7 @@ class Validation:
                 for name, mel in mels.items():
                     if name == "true" and key in self._shown:
                         continue
-                    sound = griffin_lim(mel, self._filterbank, seed=0)
-                    sound = sound / max(1.0, float(np.abs(sound).max(initial=0)))
+                    sound = playable(mel, self._filterbank)
                     log.add_audio(f"{key}/{name}", sound[None], step, sample_rate=SAMPLE_RATE)
                 self._shown.add(key)
                 log.add_image(f"{key}/mel", picture(mels["true"], mels["spoken"]), step, dataformats="HWC")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TYPES = {
+TYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
     "HalfStorage": torch.float16,
@@ -26,6 +26,7 @@ _TYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+"""Names of torch's storages in a pickle, and what numbers they hold."""
 
 
 class _Module:
@@ -53,8 +54,8 @@ class _Reader(pickle.Unpickler):
             return _rebuild
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if module == "torch" and name in _TYPES:
-            return _TYPES[name]
+        if module == "torch" and name in TYPES:
+            return TYPES[name]
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
             return lambda value, *_: value
         if module.split(".")[0] == "__torch__":
