@@ -27,9 +27,13 @@ COMMANDS = {
     "units": "centroids of speech units",
     "weights": "the part of a public checkpoint that is used",
     "train": "train on a dataset's shards",
+    "vocoder": "train a vocoder on a dataset's shards",
     "synthesize": "silent video -> speech",
+    "evaluate": "how good speech is, beside its reference or other systems",
     "demo": "the whole job on a synthetic corpus",
 }
+EVALUATIONS = ("compare", "ablations", "guidance", "listen")
+"""Words that make another command of `evaluate`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,17 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
     options = parser.parse_args(argv)
     # Only the chosen command is imported, so that help and argument errors answer at once.
-    module = importlib.import_module(f"cli.{options.command}")
-    command = argparse.ArgumentParser(prog=f"f2v {options.command}", description=module.__doc__)
+    name, rest = options.command, options.arguments
+    if name == "evaluate" and rest and rest[0] in EVALUATIONS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    module = importlib.import_module(f"cli.{name.replace(' ', '_')}")
+    command = argparse.ArgumentParser(prog=f"f2v {name}", description=module.__doc__)
     module.configure(command)
     # Options may stand between SOURCE and DATASET; argparse cannot do that where there are sub-commands.
-    parse = command.parse_args if options.command in ("units", "weights") else command.parse_intermixed_args
-    arguments = parse(options.arguments)
+    parse = command.parse_args if options.command in ("units", "vocoder", "weights") else command.parse_intermixed_args
+    arguments = parse(rest)
     catch_signals()
     try:
         return int(module.run(arguments))
     except UserError as error:
-        print(f"f2v {options.command}: {error}", file=sys.stderr)
+        print(f"f2v {name}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output is gone (`f2v status | head`); say nothing more, not even at exit.
@@ -66,15 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         storage = error.name in ("obstore", "boto3")
         hint = f"pip install 'faces2voices[{'s3' if storage else 'demo'}]' brings it"
-        print(f"f2v {options.command}: the package {error.name!r} is not installed; {hint}", file=sys.stderr)
+        print(f"f2v {name}: the package {error.name!r} is not installed; {hint}", file=sys.stderr)
         return 2
     except OSError as error:
         # Full disks, missing permission, a file where a folder should be: the machine's words are the clearest.
         where = f"{error.filename}: " if error.filename else ""
-        print(f"f2v {options.command}: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"f2v {name}: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"f2v {options.command}: stopped; run the same command again to go on", file=sys.stderr)
+        print(f"f2v {name}: stopped; run the same command again to go on", file=sys.stderr)
         return 128 + stop.number
 
 
