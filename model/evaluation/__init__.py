@@ -1,0 +1,1 @@
+"""How good generated speech is: metrics, intervals, tables and comparisons."""
