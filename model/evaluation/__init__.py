@@ -1,1 +1,1 @@
-"""How good generated speech is: metrics, intervals, tables and comparisons."""
+"""The paper's metrics on pairs of generated and reference speech, and the tables made of them."""
