@@ -85,11 +85,16 @@ class Tree:
             with ThreadPoolExecutor(max_workers=32) as pool:
                 self._texts = dict(zip(names, pool.map(self.store.read, names), strict=True))
         data = self._texts[beside] if self._remote else self.store.read(beside)
-        lines = data.decode(errors="replace").splitlines()
-        for line in lines:
-            if line.startswith("Text:"):
-                return " ".join(line.removeprefix("Text:").split())
-        return " ".join(" ".join(lines).split())
+        return said(data)
+
+
+def said(data: bytes) -> str:
+    """Words of a text file: its `Text:` line, as LRS files have one, else all of them."""
+    lines = data.decode(errors="replace").splitlines()
+    for line in lines:
+        if line.startswith("Text:"):
+            return " ".join(line.removeprefix("Text:").split())
+    return " ".join(" ".join(lines).split())
 
 
 def _walk(root: Path) -> Iterator[str]:

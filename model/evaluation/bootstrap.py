@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def summarise(rows: Sequence[Sums]) -> dict[str, Interval]:
     for name in _names(rows):
         table = np.array([row[name] for row in rows if name in row], np.float64)
         if table[:, 1].sum() > 0:
-            found[name] = _interval(table, lambda sums, name=name: _value(sums, name))
+            found[name] = _interval(table, partial(_value, name))
     return found
 
 
@@ -65,9 +66,7 @@ def paired(a: Mapping[str, Sums], b: Mapping[str, Sums]) -> dict[str, Interval]:
         # Sum and count of a, then of b.
         table = np.array([[*a[key][name], *b[key][name]] for key in keys], np.float64).reshape(-1, 4)
         if table[:, 1].sum() > 0 and table[:, 3].sum() > 0:
-            found[name] = _interval(
-                table, lambda sums, name=name: _value(sums[..., :2], name) - _value(sums[..., 2:], name)
-            )
+            found[name] = _interval(table, partial(_difference, name))
     return found
 
 
@@ -75,7 +74,11 @@ def _names(rows: Sequence[Sums]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _value(sums: Doubles, name: str) -> Doubles:
+def _difference(name: str, sums: Doubles) -> Doubles:
+    return _value(name, sums[..., :2]) - _value(name, sums[..., 2:])
+
+
+def _value(name: str, sums: Doubles) -> Doubles:
     """Ratio of (sum, count) in the last axis; NaN where nothing was counted."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)

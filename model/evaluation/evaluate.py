@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from model.evaluation.bootstrap import Interval, summarise
+from model.evaluation.cache import ScoreCache
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.figures import Sums
+from model.evaluation.partners import Pair, find_pairs
+from model.evaluation.scoring import Failed, Make, score_pairs
+from shards.progress import Progress
+
+PACKAGES = ("faces2voices", "numpy", "torch", "onnxruntime", "librosa", "faster-whisper", "ctranslate2")
+"""Whose versions a record names; figures may depend on them."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,8 @@ class ClipScores:
         sums: figure -> (sum, count); figures that this clip does not have are absent.
         heard: transcript of the generated speech; None where words were not asked for.
         text: what words were compared with.
-        text_from: `file` beside the reference, `table`, or `heard` by Whisper in the reference; empty without words.
+        text_from: `file` beside the reference, `table`, `shards`, or `heard` by Whisper in the reference; empty
+            without words.
         notes: what a reader of the figures should know, such as lengths that differ.
         generated, reference: the files.
     """
@@ -70,6 +83,7 @@ def evaluate_folders(
     cache: Path | None = None,
     texts: Path | None = None,
     clips: int | None = None,
+    make: Make | None = None,
 ) -> Evaluation:
     """Score every generated clip that has a reference: the same path without suffix below both folders.
 
@@ -81,8 +95,102 @@ def evaluate_folders(
         texts: CSV with the columns `key` and `text`; without it, KEY.txt beside the reference, and where that is
             missing too, what Whisper hears in the reference.
         clips: so many, drawn by key: the same of every system.
+        make: see `score`.
 
     Raises:
-        UserError: no such folder, or not a single pair.
+        UserError: no such folder, not a single pair, or metrics that lack a file or a package.
     """
-    raise NotImplementedError
+    pairs, missing = find_pairs(generated, reference, texts, clips)
+    evaluation = score(pairs, config, name or generated.stem, workers, cache, make)
+    evaluation.missing = missing
+    evaluation.facts = {"generated": str(generated), "reference": str(reference), **evaluation.facts}
+    return evaluation
+
+
+def score(
+    pairs: Sequence[Pair],
+    config: EvaluationConfig,
+    name: str,
+    workers: int | None = None,
+    cache: Path | None = None,
+    make: Make | None = None,
+) -> Evaluation:
+    """Scores of pairs, in their order; those that were measured before come from the cache.
+
+    Args:
+        name, workers, cache: see `evaluate_folders`.
+        make: what builds the metrics in each process; default `model.evaluation.metrics.Metrics`.
+
+    Raises:
+        UserError: metrics that lack a file or a package.
+    """
+    if make is None:
+        from model.evaluation.metrics import Metrics
+
+        make = Metrics
+    measured = make(config).describe()
+    store = ScoreCache(cache, measured)
+
+    def known(pair: Pair) -> tuple[str, Any]:
+        """Name of a pair's entry, and its scores where it has them."""
+        try:
+            entry = store.name(pair.generated, pair.reference, pair.text)
+        except OSError as error:
+            return "", Failed(f"{error.filename}: cannot be read ({error.strerror})")
+        return entry, store.get(entry)
+
+    with Progress(f"evaluate {name}", len(pairs), "clips") as progress:
+        with ThreadPoolExecutor(cores()) as pool:
+            looked = list(pool.map(known, pairs))
+        found = [scores for _, scores in looked]
+        todo = [index for index, scores in enumerate(found) if scores is None]
+        progress.advance(len(pairs) - len(todo))
+        for index, scores in score_pairs(
+            [pairs[index] for index in todo], config, min(workers or cores(), len(todo)), make
+        ):
+            found[todo[index]] = scores
+            if not isinstance(scores, Failed):
+                store.put(looked[todo[index]][0], scores)
+            progress.advance()
+    clips, unreadable = [], []
+    for pair, scores in zip(pairs, found, strict=True):
+        if isinstance(scores, Failed):
+            unreadable.append(f"{pair.key}: {scores.why}")
+        else:
+            clips.append(_clip(pair, scores))
+    facts = {"measured": measured, "versions": versions(), "known_before": len(pairs) - len(todo)}
+    return Evaluation(name, clips, unreadable=unreadable, facts=facts)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that figures depend on; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _clip(pair: Pair, scores: Any) -> ClipScores:
+    text, text_from = pair.text, str(pair.text_from)
+    if scores.heard is None:
+        text, text_from = None, ""
+    elif text is None:
+        text, text_from = scores.heard_reference, "heard"
+    return ClipScores(
+        pair.key,
+        scores.sums,
+        scores.heard,
+        text,
+        text_from,
+        scores.notes,
+        str(pair.generated),
+        str(pair.reference),
+    )

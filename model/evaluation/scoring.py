@@ -1,0 +1,154 @@
+"""Pairs scored by several processes; one that dies over a clip costs that clip alone."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+from model.evaluation.config import EvaluationConfig
+from model.evaluation.partners import Pair
+from shards.errors import UserError
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Read by libraries when they are loaded; processes, not threads, share the cores."""
+
+
+class Scorer(Protocol):
+    """What `Metrics` is to this file."""
+
+    def score(self, generated: Any, reference: Any, text: str | None) -> Any: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+Make = Callable[[EvaluationConfig], Scorer]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a pair has no scores."""
+
+    why: str
+
+
+def score_pairs(pairs: Sequence[Pair], config: EvaluationConfig, workers: int, make: Make) -> Iterator[tuple[int, Any]]:
+    """Index and `Scores` (or `Failed`) of every pair, as they come.
+
+    Args:
+        make: builds the metrics in each process, so it must be importable there.
+
+    Raises:
+        UserError: the metrics cannot work at all, for want of a file, say.
+    """
+    todo = list(enumerate(pairs))[::-1]
+    crew: dict[Connection, _Worker] = {}
+    try:
+        while todo or crew:
+            while todo and len(crew) < workers:
+                worker = _Worker(config, make)
+                crew[worker.connection] = worker
+                worker.give(*todo.pop())
+            for connection in wait(list(crew)):
+                worker = crew[connection]  # type: ignore[index]
+                yield worker.index, worker.answer()
+                if todo and worker.alive:
+                    worker.give(*todo.pop())
+                else:
+                    crew.pop(worker.connection).end()
+    finally:
+        for worker in crew.values():
+            worker.end(now=True)
+
+
+class _Worker:
+    """A process with one pair at a time."""
+
+    def __init__(self, config: EvaluationConfig, make: Make) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.index, self.alive = -1, True
+        with _environment(dict.fromkeys(THREADS, str(config.threads))):
+            self._process: SpawnProcess = context.Process(target=_work, args=(theirs, config, make), daemon=True)
+            self._process.start()
+        theirs.close()
+
+    def give(self, index: int, pair: Pair) -> None:
+        self.index = index
+        # A process that died meanwhile is found out when it answers.
+        with contextlib.suppress(OSError):
+            self.connection.send(pair)
+
+    def answer(self) -> Any:
+        """Scores or `Failed`. Raises UserError: see `score_pairs`."""
+        try:
+            found = self.connection.recv()
+        except (EOFError, OSError):
+            self.alive = False
+            self._process.join()
+            return Failed(f"the process that scored it died ({_status(self._process.exitcode)})")
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def end(self, now: bool = False) -> None:
+        if now:
+            self._process.terminate()
+        self.connection.close()
+        self._process.join()
+
+
+def _work(connection: Connection, config: EvaluationConfig, make: Make) -> None:
+    """A process's life: pairs in, answers out, until the other side is gone."""
+    # Ctrl-C reaches the whole group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from model.evaluation.sound import load_sound
+
+    metrics: Scorer | None = None
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            pair: Pair = connection.recv()
+            answer: Any
+            try:
+                metrics = metrics or make(config)
+                try:
+                    sounds = load_sound(pair.generated), load_sound(pair.reference)
+                except UserError as error:
+                    answer = Failed(str(error))
+                else:
+                    answer = metrics.score(*sounds, pair.text)
+            except UserError as error:
+                answer = error
+            except ModuleNotFoundError as error:
+                way = "pip install 'faces2voices[evaluate]' brings it"
+                answer = UserError(f"the package {error.name!r} is not installed; {way}, or leave its metrics out")
+            except Exception as error:
+                answer = Failed(f"could not be scored ({type(error).__name__}: {' '.join(str(error).split())})")
+            connection.send(answer)
+
+
+def _status(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"status {code}"
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
