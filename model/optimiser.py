@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.faces2voices import FacesToVoices
+from model.run_config import AdamWConfig
 from model.train_config import OptimiserConfig
 
 
@@ -19,10 +20,10 @@ def adamw(network: FacesToVoices, config: OptimiserConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, config: OptimiserConfig, step: int, epoch: int) -> float:
+def set_rate(optimiser: torch.optim.Optimizer, config: AdamWConfig, step: int, epoch: int) -> float:
     """Learning rate of a step: a straight rise over `warmup` steps, times `decay` for each epoch."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     rate = float(config.lr * warm * config.decay**epoch)
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"] = rate * group.get("scale", 1.0)
     return rate

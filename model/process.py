@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import torch
 
 from model.ranks import Ranks
-from model.train_config import TrainConfig
+from model.run_config import RunConfig
 from shards.errors import UserError
 from shards.signals import Stopped
 
 REPEATED_S = 5.0
 
 
-def choose_device(config: TrainConfig, ranks: Ranks) -> torch.device:
+def choose_device(config: RunConfig, ranks: Ranks) -> torch.device:
     """The GPU of this process, or the CPU. Raises UserError: a GPU was asked for and is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: this torch sees no GPU; install a CUDA build or set device=cpu")
@@ -56,8 +56,8 @@ def stop_signal(interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def memory_advice(config: TrainConfig, ranks: Ranks) -> Iterator[None]:
-    """Turn running out of memory into a `UserError` that says what to lower."""
+def memory_advice(config: RunConfig, ranks: Ranks, max_frames: int) -> Iterator[None]:
+    """Turn running out of memory into a `UserError` that says what to lower; `max_frames` is the validation's."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -69,5 +69,5 @@ def memory_advice(config: TrainConfig, ranks: Ranks) -> Iterator[None]:
         raise UserError(
             f"out of memory ({reason}); raise accumulate (now {config.accumulate}), or lower data.batch (now "
             f"{config.data.batch} over {ranks.world} processes), data.crop_frames (now {config.data.crop_frames}) or "
-            f"validation.max_frames (now {config.validation.max_frames}); amp=true needs less"
+            f"validation.max_frames (now {max_frames}); amp=true needs less"
         ) from None

@@ -13,6 +13,7 @@ from model.checkpoint import Checkpoint, LeftOut
 from model.config import ModelConfig
 from model.faces2voices import FacesToVoices
 from model.ranks import Ranks
+from model.run_config import RunConfig
 from model.statistics import mel_statistics
 from model.train_config import TrainConfig
 from shards.clip_table import ClipTable, Snapshot
@@ -37,7 +38,7 @@ def snapshots(state: Checkpoint) -> list[Snapshot] | None:
     return found and [Snapshot.model_validate(facts) for facts in found]
 
 
-def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: ModelConfig, facts: dict[str, Any]) -> None:
+def check_same_run(run: str, state: Checkpoint, config: RunConfig, shape: Config, facts: dict[str, Any]) -> None:
     """A run goes on only with what decides its results unchanged: settings, network and how the shards were made.
 
     Raises:
@@ -46,7 +47,7 @@ def check_same_run(run: str, state: Checkpoint, config: TrainConfig, shape: Mode
     ours = _flat({**plain(config), "network": plain(shape), "dataset": facts})
     theirs = _flat({**state.config, "network": state.shape, "dataset": state.dataset})
     # A key that came later had its default.
-    theirs = {**_flat({**plain(TrainConfig()), "network": plain(ModelConfig())}), **theirs}
+    theirs = {**_flat({**plain(type(config)()), "network": plain(type(shape)())}), **theirs}
     odd = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in LOOSE)]
     if odd:
@@ -95,7 +96,7 @@ def begun_network(
     return network, None
 
 
-def describe(config: TrainConfig, shape: ModelConfig, ranks: Ranks, step: int) -> str:
+def describe(config: RunConfig, shape: Config, ranks: Ranks, step: int) -> str:
     """What a run is, for people: how it was started last."""
     facts = {
         "command": sys.argv,

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from model.ema import MovingAverage
 from model.faces2voices import FacesToVoices
 from model.flops import count_flops, matmul_peak
 from model.flow import Place
+from model.loop import Result, clipped, is_over, not_finite, precision, validation_split, write_scalars
 from model.meter import Meter, NotFinite, log_line, terms_of
 from model.optimiser import adamw, set_rate
 from model.process import choose_device, memory_advice, stop_signal
@@ -33,17 +33,6 @@ from shards.device import Batch
 from shards.errors import UserError, warn
 from shards.progress import Progress
 from shards.stream import TrainingStream
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended; `first` and `last` are mean losses of the first and last log line, NaN without one."""
-
-    folder: str
-    step: int
-    first: float
-    last: float
-    stopped: bool
 
 
 def train(uri: str, folder: str | Path, config: TrainConfig) -> Result:
@@ -66,7 +55,7 @@ def train(uri: str, folder: str | Path, config: TrainConfig) -> Result:
         state = checkpoint.load(folder) if checkpoint.found(folder) else None
         begun = snapshots(state) if state is not None and config.data.index == "first" else None
         with (
-            memory_advice(config, ranks),
+            memory_advice(config, ranks, config.validation.max_frames),
             TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
             contextlib.closing(RunFolder(folder)) as run,
         ):
@@ -146,7 +135,7 @@ def _train(
             nonlocal first, last
             last = means["loss"]
             first = last if math.isnan(first) else first
-            _write(log, "train", {**means, "lr": rate}, step)
+            write_scalars(log, "train", {**means, "lr": rate}, step)
             progress.note(log_line(step, stream.epoch(step), stream.digest(step - 1), means))
 
         batches = stream.batches(step, device)
@@ -157,7 +146,7 @@ def _train(
                 if meter is not None:
                     meter.arrived()
                 # All processes stop at the same step: whoever got a signal, ran out of time or has no data says so.
-                if ranks.any(batch is None or stop() or _over(begin, config.minutes)):
+                if ranks.any(batch is None or stop() or is_over(begin, config.minutes)):
                     break
                 assert batch is not None
                 if meter is None:
@@ -170,7 +159,7 @@ def _train(
                 rate = set_rate(optimiser, config.optimiser, step, stream.epoch(step))
                 optimiser.zero_grad(set_to_none=True)
                 values = _gradient(model, batch, config, step, ranks)
-                values["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
+                values["grad_norm"] = clipped(network.parameters(), config.optimiser)
                 optimiser.step()
                 step += 1
                 if average is not None:
@@ -188,18 +177,18 @@ def _train(
                 if validation is not None and step % config.validation.every == 0:
                     averaged = average.applied() if average else contextlib.nullcontext()
                     meter.settle()
-                    with meter.paused(), averaged, _precision(config, device):
+                    with meter.paused(), averaged, precision(config, device):
                         means = validation.measure(network, device)
                         if log is not None:
                             validation.speak(network, device, log, step)
-                    _write(log, "valid", means, step)
+                    write_scalars(log, "valid", means, step)
                     progress.note(f"step {step} valid: {terms_of(means)}")
             if meter is not None and step > reported:
                 report(ranks.mean(meter.take(config.data.batch)))
             if step > saved:
                 save()
         except NotFinite as error:
-            raise UserError(_not_finite(run, error, ranks)) from None
+            raise not_finite(run, error, ranks) from None
     return Result(run.uri, step, first, last, step < config.steps)
 
 
@@ -220,7 +209,7 @@ def _gradient(model: nn.Module, batch: Batch, config: TrainConfig, step: int, ra
         # Gradients of processes are averaged once, in the last part.
         alone = isinstance(model, DistributedDataParallel) and number < config.accumulate - 1
         with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            with _precision(config, device):
+            with precision(config, device):
                 losses = model(part, noise.manual_seed(seed), place, part["frames"].sum() / frames)
             (losses["loss"] / config.accumulate).backward()
         for name, value in losses.items():
@@ -236,7 +225,7 @@ def _prepare(
     part = {name: value[:rows] for name, value in batch.items()}
 
     def step() -> None:
-        with _precision(config, device):
+        with precision(config, device):
             losses = network.losses(part, torch.Generator(device))
         losses["loss"].backward()
 
@@ -257,42 +246,12 @@ def _prepare(
     return Meter(device, flops, peak)
 
 
-def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp)
-
-
 def _validation(
     stream: TrainingStream, config: TrainConfig, ranks: Ranks, facts: dict[str, Any], say: Callable[[str], None]
 ) -> Validation | None:
     if not config.validation.every:
         return None
-    table, wanted = stream.tables[0], config.validation.split
-    splits = {shard.split for shard in table.index.shards}
-    if wanted not in splits and "split" in config.validation.model_fields_set:
-        there = ", ".join(sorted(splits))
-        raise UserError(f"validation.split: no split {wanted!r} in {table.uri}; splits are {there}")
-    if wanted not in splits:
-        say(f"no validation: {table.uri} has no split {wanted!r}")
+    table, wanted = stream.tables[0], config.validation
+    if not validation_split(stream, wanted.split, "split" in wanted.model_fields_set, say):
         return None
     return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
-
-
-def _over(begin: float, minutes: float | None) -> bool:
-    return minutes is not None and time.monotonic() - begin > 60 * minutes
-
-
-def _not_finite(run: RunFolder, error: NotFinite, ranks: Ranks) -> str:
-    name = f"step-{error.step:08d}-not-finite" + (f"-rank{ranks.rank}" if ranks.world > 1 else "")
-    facts = {"step": error.step, "values": {k: str(v) for k, v in error.values.items()}, "keys": error.keys}
-    where = run.note(f"{name}.json", json.dumps(facts, indent=1))
-    terms = ", ".join(f"{name} {value:.3g}" for name, value in error.values.items())
-    way = "begin another run with a checkpoint from before (begin=...) and a lower optimiser.lr"
-    return (
-        f"step {error.step}: the loss or its gradient is not finite ({terms}); the batch's clips are in {where}; {way}"
-    )
-
-
-def _write(log: Any, group: str, values: dict[str, float], step: int) -> None:
-    if log is not None:
-        for name, value in values.items():
-            log.add_scalar(f"{group}/{name}", value, step)

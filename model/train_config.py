@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from model.config import PRESETS, ModelConfig
+from model.run_config import AdamWConfig, RunConfig
 from shards.config import Config, load_config, merge
 from shards.errors import UserError
+from shards.layout import NEEDED
 from shards.manifest import Index
-from shards.stream import StreamConfig
-
-Share = Annotated[float, Field(ge=0, lt=1)]
+from shards.stream_config import StreamConfig
 
 
-class OptimiserConfig(Config):
+class OptimiserConfig(AdamWConfig):
     """AdamW as the paper states it; weight decay and clipping are not stated there.
 
     Attributes:
-        decay: factor on the learning rate per epoch.
-        warmup: steps over which the rate rises from zero.
-        clip_norm: bound on the norm of the gradient of all parameters together.
         lip_lr: rate of the lip encoder where it is trained; null: `lr`.
     """
 
-    lr: float = Field(1e-4, gt=0)
     lip_lr: float | None = Field(1e-5, gt=0)
-    betas: tuple[Share, Share] = (0.8, 0.99)
-    eps: float = Field(1e-9, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    decay: float = Field(0.999 ** (1 / 8), gt=0, le=1)
-    warmup: int = Field(0, ge=0)
-    clip_norm: float = Field(5.0, gt=0)
 
 
 class ValidationConfig(Config):
@@ -58,49 +48,32 @@ class ValidationConfig(Config):
     guidance: float = Field(0.7, ge=0)
 
 
-class TrainConfig(Config):
+class TrainConfig(RunConfig):
     """A training run.
 
     Attributes:
         size: which preset `model` lies upon.
         profile: the dataset must be of this one; null takes any.
         model: keys that differ from the preset.
-        begin: checkpoint or run folder whose parameters a new run begins with, in place of random ones.
         lip_weights: AV-HuBERT file for the lip encoder, public or converted; a frozen one cannot do without.
-        accumulate: parts that a process's share of a batch is split into; less memory, the same gradient.
-        ema: decay of a moving average of the parameters, which validation and synthesis then use; null keeps none.
-        steps: optimiser steps in all.
-        minutes: stop after this long, with a checkpoint.
-        threads: torch threads; 0 keeps torch's own choice.
-        amp: bfloat16 autocast (losses stay float32).
         compile: torch.compile; where that fails the run says so and goes on without.
-        peak_tflops: what utilisation is measured against; null measures a large matrix product at the start.
-        keep: checkpoints; older ones are deleted.
-        keep_every: those of multiples of this many steps stay.
     """
 
     size: Literal["paper", "tiny"] = "paper"
     profile: Literal["paper", "offline"] | None = "paper"
     model: dict[str, Any] = {}
-    begin: str | None = None
     lip_weights: Path | None = None
-    data: StreamConfig = StreamConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     validation: ValidationConfig = ValidationConfig()
-    accumulate: int = Field(1, ge=1)
-    ema: float | None = Field(None, gt=0, lt=1)
-    steps: int = Field(350_000, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    seed: int = Field(0, ge=0, lt=2**31)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: bool = True
     compile: bool = True
-    peak_tflops: float | None = Field(None, gt=0)
-    threads: int = Field(0, ge=0)
-    log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-    keep: int = Field(3, ge=1)
-    keep_every: int | None = Field(None, ge=1)
+
+    @field_validator("data")
+    @classmethod
+    def _whole_samples(cls, data: StreamConfig) -> StreamConfig:
+        missing = [name for name in NEEDED if name not in data.fields]
+        if missing:
+            raise ValueError(f"fields: this network needs {', '.join(missing)} as well")
+        return data
 
 
 TINY: dict[str, Any] = {

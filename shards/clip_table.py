@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class ClipTable:
         raw: per shard, whether its lips need no decoding.
         keys: per clip.
         shard_of, frames: int64 [clips].
-        places: int64 [clips, fields, 2], byte offset and size of each of `NEEDED` in the shard.
+        fields: that are read.
+        places: int64 [clips, fields, 2], byte offset and size of each field in the shard.
     """
 
     uri: str
@@ -53,12 +55,13 @@ class ClipTable:
     keys: list[str]
     shard_of: NDArray[np.int64]
     frames: NDArray[np.int64]
+    fields: tuple[str, ...]
     places: NDArray[np.int64]
 
     def read(self, clip: int, name: str) -> Any:
         """One field of a clip, straight from storage. Raises UserError: the shard is missing or damaged."""
         ref = self.shards[int(self.shard_of[clip])]
-        offset, size = self.places[clip, NEEDED.index(name)].tolist()
+        offset, size = self.places[clip, self.fields.index(name)].tolist()
         try:
             [data] = open_store(self.uri).read_ranges(ref.name, [(offset, size)])
             raw = ["lips"] if self.raw[int(self.shard_of[clip])] else []
@@ -76,16 +79,18 @@ def load_clips(
     where: Mapping[str, Condition],
     snapshot: Snapshot | None = None,
     key: str = "data.where",
+    fields: tuple[str, ...] = NEEDED,
 ) -> ClipTable:
     """Clips of a split that have `min_frames` frames or more and meet all conditions.
 
     Args:
         snapshot: state of the dataset to read; default the current one.
         key: where the conditions stand in the configuration, for messages about them.
+        fields: to be read.
 
     Raises:
-        UserError: no dataset, no such state any more, no such split, fields that training needs are missing,
-            shards of the split were made in different ways, an unknown column in a condition, or no clip is left.
+        UserError: no dataset, no such state any more, no such split, one of `fields` is missing, shards of the split
+            were made in different ways, an unknown column in a condition, or no clip is left.
     """
     dataset = Dataset(uri)
     if snapshot is None:
@@ -98,7 +103,7 @@ def load_clips(
             "(refused where a setting of what training reads has changed)"
         )
     index, clips = dataset.index_and_clips(snapshot.index)
-    missing = [name for name in NEEDED if name not in index.fields]
+    missing = [name for name in fields if name not in index.fields]
     if missing:
         raise UserError(f"{dataset.uri}: training needs the fields {missing}; build with them in pack.fields")
     splits = sorted({shard.split for shard in index.shards})
@@ -110,13 +115,14 @@ def load_clips(
         rows = dataset.clips_named(snapshot.clips)
         usable = {row.key for row in rows if row.state == "packed" and row.split == split and row.frames >= min_frames}
         wanted = _wanted(rows, usable, where, dataset.uri, key)
+    listing = f"{dataset.uri}/{snapshot.index}"
     used: list[PackedShard] = []
     keys: list[str] = []
     counts, frames, places = [], [], []
     for shard, listed in zip(index.shards, clips, strict=True):
         if shard.split != split:
             continue
-        found = [clip for clip in _places(listed, shard, f"{dataset.uri}/{snapshot.index}") if clip[1] >= min_frames]
+        found = [clip for clip in _places(listed, fields, shard, listing) if clip[1] >= min_frames]
         if wanted is not None:
             found = [clip for clip in found if clip[0] in wanted]
         if found:
@@ -137,16 +143,19 @@ def load_clips(
         keys=keys,
         shard_of=np.repeat(np.arange(len(used)), counts),
         frames=np.array(frames, np.int64),
+        fields=fields,
         places=np.concatenate(places),
     )
 
 
-def _places(listed: Any, shard: PackedShard, where: str) -> list[tuple[str, int, list[list[int]]]]:
-    """Key, frames and places of `NEEDED` of every clip that an index lists for a shard."""
+def _places(
+    listed: Any, fields: Sequence[str], shard: PackedShard, where: str
+) -> list[tuple[str, int, list[list[int]]]]:
+    """Key, frames and places of `fields` of every clip that an index lists for a shard."""
     try:
-        found = [(clip["key"], clip["frames"], [clip["members"][name] for name in NEEDED]) for clip in listed]
+        found = [(clip["key"], clip["frames"], [clip["members"][name] for name in fields]) for clip in listed]
         array = np.array([members for _, _, members in found])
-        sound = not found or (array.dtype == np.int64 and array.shape[1:] == (len(NEEDED), 2))
+        sound = not found or (array.dtype == np.int64 and array.shape[1:] == (len(fields), 2))
         sound = sound and all(type(key) is str and type(frames) is int and frames > 0 for key, frames, _ in found)
         if not sound or (found and (array.min() < 0 or array.sum(axis=2).max() > shard.bytes)):
             raise ValueError
@@ -166,7 +175,7 @@ def check_alike(tables: Sequence[ClipTable], split: str) -> None:
         if table.index.widths != first.index.widths:
             raise UserError(f"{pair}: widths {first.index.widths} and {table.index.widths}")
         theirs = table.index.recipe(split)
-        for stage in sorted({FIELDS[name].stage for name in NEEDED} & {*ours, *theirs}):
+        for stage in sorted({FIELDS[name].stage for name in first.fields} & {*ours, *theirs}):
             if stage not in ours or stage not in theirs or ours[stage] != theirs[stage]:
                 both = stage in ours and stage in theirs
                 why = "; ".join(difference(ours[stage], theirs[stage])) if both else "only one has it"
@@ -177,7 +186,7 @@ def _wanted(
     rows: Sequence[ClipRow], usable: Collection[str], where: Mapping[str, Condition], uri: str, key: str
 ) -> set[str]:
     """Keys of the rows that meet all conditions; `usable` are the keys that training could draw."""
-    columns = {field.name for field in fields(ClipRow)}
+    columns = {field.name for field in dataclasses.fields(ClipRow)}
     unknown = sorted(set(where) - columns - {"duration"})
     if unknown:
         raise UserError(

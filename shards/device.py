@@ -14,11 +14,12 @@ from shards.errors import UserError
 from shards.workers import Batches
 
 Batch = dict[str, Any]
-"""A batch as the network takes it, with B samples of F video frames and T = 2F acoustic frames:
+"""A batch as the network takes it, with B samples of F video frames and T = 2F acoustic frames. Of these, what the
+stream's `fields` name:
 
 lips float32 [B, 1, F, 88, 88], identity and expression float32 [B, F, D], units int64 [B, T] (-100 in padding), timbre
-float32 [B, D], pitch and energy float32 [B, T], mel float32 [B, 80, T], frames int64 [B] (valid video frames; the rest
-is padding, zero), keys (list of str).
+float32 [B, D], pitch and energy float32 [B, T], mel float32 [B, 80, T], wave float32 [B, 1, 640F] in [-1, 1) (of the
+field `wav`). Always: frames int64 [B] (valid video frames; the rest is padding, zero), keys (list of str).
 """
 _AS_THEY_ARE = ("units", "timbre", "pitch", "energy", "frames")
 
@@ -34,13 +35,19 @@ def network_batch(host: dict[str, Any], device: torch.device) -> Batch:
         tensor: Tensor = host[name].to(device, non_blocking=True)
         return tensor
 
-    batch: Batch = {name: move(name) for name in _AS_THEY_ARE}
+    batch: Batch = {name: move(name) for name in _AS_THEY_ARE if name in host}
     batch["keys"] = host["keys"]
     for name in ("identity", "expression"):
-        batch[name] = move(name).float()
-    batch["mel"] = move("mel").transpose(1, 2).contiguous()
-    lips = move("lips")
-    batch["lips"] = (augmented(lips, host, device) if lips.dtype == torch.uint8 else lips).unsqueeze(1)
+        if name in host:
+            batch[name] = move(name).float()
+    if "mel" in host:
+        batch["mel"] = move("mel").transpose(1, 2).contiguous()
+    if "wav" in host:
+        # Division by a power of two is exact.
+        batch["wave"] = move("wav").float().div_(32768).unsqueeze(1)
+    if "lips" in host:
+        lips = move("lips")
+        batch["lips"] = (augmented(lips, host, device) if lips.dtype == torch.uint8 else lips).unsqueeze(1)
     return batch
 
 
@@ -73,7 +80,7 @@ def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, batches: Ba
     """Batches on `device`. On a GPU one is copied and augmented while the network works on the one before.
 
     Args:
-        hosts: batches on the host, in memory of `batches`, which their `lips` begin.
+        hosts: batches on the host, in memory of `batches`, which their first tensor begins.
     """
     if device.type != "cuda":
         yield from (network_batch(host, device) for host in hosts)
@@ -90,7 +97,7 @@ def on_device(hosts: Iterator[dict[str, Any]], device: torch.device, batches: Ba
             return error
         if host is None:
             return None
-        start = host["lips"].data_ptr()
+        start = next(iter(host.values())).data_ptr()
         if start not in batches.locked and not refused:
             (locked if _page_lock(start, batches, device) else refused).append(start)
         with torch.cuda.stream(side):

@@ -51,7 +51,8 @@ def serve(line: Connection, memory: int) -> None:
             slots[slot] = np.frombuffer(
                 mmap.mmap(memory, first["slot_bytes"], offset=slot * first["slot_bytes"]), np.uint8
             )
-        views = layout(job["rows"], job["frames"], widths, config.augment_on == "worker").views(slots[slot])
+        shape = layout(job["rows"], job["frames"], widths, config.augment_on == "worker", config.fields)
+        views = shape.views(slots[slot])
         line.send_bytes(json.dumps({"job": job["job"], **fill_rows(filler, views, job)}).encode())
 
 

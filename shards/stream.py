@@ -73,7 +73,15 @@ class TrainingStream:
         if snapshots is not None and len(snapshots) != len(wanted):
             raise UserError(f"this run began with {len(snapshots)} datasets, not {len(wanted)}")
         self.tables: list[ClipTable] = [
-            load_clips(name, config.split, config.min_frames, where, snapshots[number] if snapshots else None, key)
+            load_clips(
+                name,
+                config.split,
+                config.min_frames,
+                where,
+                snapshots[number] if snapshots else None,
+                key,
+                config.fields,
+            )
             for number, (name, where, key) in enumerate(wanted)
         ]
         check_alike(self.tables, config.split)
@@ -215,7 +223,8 @@ class TrainingStream:
         if self._batches is None:
             widths = self.index.widths
             shape = self.config.batch // self.world, self.config.crop_frames
-            size = layout(*shape, tuple(sorted(widths.items())), self.config.augment_on == "worker").bytes
+            done = self.config.augment_on == "worker"
+            size = layout(*shape, tuple(sorted(widths.items())), done, self.config.fields).bytes
             self._batches = Batches(self.config, self._seed, widths, size)
             weakref.finalize(self, self._batches.close)
         return self._batches

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shards.augment import AugmentConfig
 from shards.config import Config
+from shards.layout import NEEDED, SampleField
 from shards.pitch import PitchMode
 
 
@@ -49,6 +50,7 @@ class StreamConfig(Config):
             in seconds.
         weight: share of this dataset where `mix` names others.
         mix: other datasets to draw from as well.
+        fields: what a sample holds; nothing else is read.
         batch: samples per global step.
         crop_frames: video frames per sample; shorter clips are padded and masked.
         min_frames: shorter clips are left out.
@@ -71,6 +73,7 @@ class StreamConfig(Config):
     where: dict[str, Condition] = {}
     weight: float = Field(1.0, gt=0)
     mix: tuple[SourceConfig, ...] = ()
+    fields: tuple[SampleField, ...] = NEEDED
     batch: int = Field(64, ge=1)
     crop_frames: int = Field(96, ge=1)
     min_frames: int = Field(13, ge=1)
@@ -86,3 +89,10 @@ class StreamConfig(Config):
     verify: bool = True
     damaged: Literal["stop", "skip"] = "stop"
     index: Literal["first", "current"] = "first"
+
+    @field_validator("fields")
+    @classmethod
+    def _each_once(cls, names: tuple[SampleField, ...]) -> tuple[SampleField, ...]:
+        if not names or len(set(names)) < len(names):
+            raise ValueError("name at least one field, and none twice")
+        return names

@@ -48,7 +48,7 @@ class WholeClips:
         snapshot: Snapshot | None = None,
     ) -> None:
         self._config = config
-        self.table = load_clips(uri, config.split, config.min_frames, config.where, snapshot)
+        self.table = load_clips(uri, config.split, config.min_frames, config.where, snapshot, fields=config.fields)
         self._plans = self._plan(max_frames)[rank::world]
         self.skipped: list[str] = []
 
@@ -64,7 +64,8 @@ class WholeClips:
         """
         widths = tuple(sorted(self.table.index.widths.items()))
         done = self._config.augment_on == "worker"
-        largest = max((layout(*self._shape(plan), widths, done).bytes for plan in self._plans), default=0)
+        fields = self._config.fields
+        largest = max((layout(*self._shape(plan), widths, done, fields).bytes for plan in self._plans), default=0)
         batches = Batches(self._config, 0, self.table.index.widths, largest)
         yield from on_device(self._host_batches(batches), torch.device(device), batches)
 

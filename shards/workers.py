@@ -152,7 +152,8 @@ class Batches:
             self._memory = -1
 
     def _layout(self, rows: int, frames: int) -> Layout:
-        return layout(rows, frames, tuple(sorted(self._widths.items())), self._config.augment_on == "worker")
+        widths = tuple(sorted(self._widths.items()))
+        return layout(rows, frames, widths, self._config.augment_on == "worker", self._config.fields)
 
     def _slot(self) -> tuple[int, NDArray[np.uint8]]:
         """A slot that nobody uses. It is used until the array, and all that was made from it, is gone."""
