@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.learning_words import DECODINGS, LETTER, Decoding, Recogniser, edits, words
 from model import checkpoint
 from model.griffinlim import playable
-from model.synthesize import load_network
+from model.synthesis import load_network
 from pipeline.stages.pitch import track_pitch
 from shards.codec import decode
 from shards.dataset import Dataset

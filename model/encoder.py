@@ -74,7 +74,13 @@ class HierarchicalEncoder(nn.Module):
         self.to_mel = nn.Linear(dim, MEL_BINS)
 
     def forward(
-        self, lips: Tensor, identity: Tensor, expression: Tensor, mask: Tensor, targets: Targets | None = None
+        self,
+        lips: Tensor,
+        identity: Tensor,
+        expression: Tensor,
+        mask: Tensor,
+        targets: Targets | None = None,
+        timbre: Tensor | None = None,
     ) -> Encoded:
         """Encode a batch.
 
@@ -82,13 +88,14 @@ class HierarchicalEncoder(nn.Module):
             lips: [B, F, lip_encoder.dim]; identity: [B, F, identity_dim]; expression: [B, F, expression_dim].
             mask: bool [B, F].
             targets: teacher forcing and the masked predictions; None feeds the predictions themselves.
+            timbre: [B, timbre_dim], fed in place of the predicted one without teacher forcing.
         """
         mask2 = mask.repeat_interleave(2, dim=1)
         seen = self.lip_up(lips, mask)
         predictions, hidden = self.content(seen, mask2, targets)
         if self.timbre is not None:
             source = seen if self.to_timbre is None else self.to_timbre(hidden, mask2)
-            predicted, added = self.timbre(source, identity, mask, targets)
+            predicted, added = self.timbre(source, identity, mask, timbre if targets is None else targets.timbre)
             predictions |= predicted
             hidden = hidden + added
         if self.prosody is not None:
@@ -145,15 +152,15 @@ class Timbre(nn.Module):
         self.embedding = nn.Linear(config.timbre_dim, config.encoder.dim)
 
     def forward(
-        self, x: Tensor, identity: Tensor, mask: Tensor, targets: Targets | None
+        self, x: Tensor, identity: Tensor, mask: Tensor, given: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Prediction by name, and what the stage adds to the hidden sequence; `mask` is at the video rate."""
+        """Prediction by name, and what the stage adds to the hidden sequence, which is told the timbre `given`, or the
+        predicted one; `mask` is at the video rate."""
         mask2 = mask.repeat_interleave(2, dim=1)
         if self.up is not None and self.fusion is not None:
             x = self.fusion(self.up(self._identity(identity, mask), mask), x, mask2)
         timbre = mean_over_time(self.predictor(x, mask2), mask2)
-        given = timbre if targets is None else targets.timbre
-        return {"timbre": timbre}, x + self.embedding(given)[:, None]
+        return {"timbre": timbre}, x + self.embedding(timbre if given is None else given)[:, None]
 
     def _identity(self, identity: Tensor, mask: Tensor) -> Tensor:
         if self.mean_identity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ class FacesToVoices(nn.Module):
         self.register_buffer("mel_mean", torch.tensor(0.0))
         self.register_buffer("mel_std", torch.tensor(1.0))
 
-    def encode(self, batch: Batch, targets: Targets | None = None) -> Encoded:
-        """Lip encoder and hierarchical encoder; with `targets` teacher-forced."""
+    def encode(self, batch: Batch, targets: Targets | None = None, timbre: Tensor | None = None) -> Encoded:
+        """Lip encoder and hierarchical encoder; with `targets` teacher-forced, else told `timbre` where given."""
         mask = length_mask(batch["frames"], batch["lips"].shape[2])
         lips = self.lip_encoder(batch["lips"], mask)
-        return self.encoder(lips, batch["identity"], batch["expression"], mask, targets)
+        return self.encoder(lips, batch["identity"], batch["expression"], mask, targets, timbre)
 
     def losses(
         self, batch: Batch, generator: torch.Generator, place: Place | None = None, share: float | Tensor = 1.0
@@ -93,24 +93,60 @@ class FacesToVoices(nn.Module):
         return parts
 
     @torch.no_grad()
+    def predict(self, batch: Batch, timbre: Tensor | None = None) -> dict[str, Tensor]:
+        """What is read from silent clips; needs lips, identity, expression and frames alone.
+
+        Args:
+            timbre: [B, timbre_dim], taken in place of the predicted one; parts of one clip share a voice by it.
+
+        Returns:
+            float32: mu [B, 80, T], standardised; logits [B, T, units]; and, unless switched off, timbre
+            [B, timbre_dim], pitch (standardised) and energy [B, T].
+        """
+        out = self.encode(batch, timbre=timbre)
+        found = {"mu": out.mu, "logits": out.logits}
+        optional = {"timbre": out.timbre, "pitch": out.pitch, "energy": out.energy}
+        found |= {name: value for name, value in optional.items() if value is not None}
+        if timbre is not None and "timbre" in found:
+            found["timbre"] = timbre
+        return found
+
+    @torch.no_grad()
+    def render(
+        self,
+        prediction: Mapping[str, Tensor],
+        mask: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator],
+        steps: int = 10,
+        guidance: float = 0.7,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Log-mel float32 [B, 80, T] in ln amplitude from what `predict` gave; padded frames hold mel_mean.
+
+        Args:
+            mask: bool [B, T].
+            generator, steps, guidance, temperature: see `model.flow.sample`.
+        """
+        law = self.config.flow.solver_t
+        mel = sample(self.decoder, prediction["mu"], mask, generator, steps, guidance, temperature, law)
+        return mel * self.mel_std + self.mel_mean
+
+    @torch.no_grad()
     def synthesize(
         self,
         batch: Batch,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         steps: int = 10,
         guidance: float = 0.7,
         temperature: float = 1.0,
     ) -> dict[str, Tensor]:
-        """Log-mel and attributes of silent clips; needs lips, identity, expression and frames alone.
+        """`predict` and `render` of whole clips. Put the network into evaluation mode first.
 
         Returns:
-            mel float32 [B, 80, T] in ln amplitude (padded frames hold mel_mean); units int64 [B, T] and, unless
-            switched off, timbre [B, timbre_dim], pitch (standardised) and energy [B, T]. Put the network into
-            evaluation mode first.
+            mel as from `render`, units int64 [B, T], and timbre, pitch and energy as from `predict`.
         """
-        out = self.encode(batch)
-        mask = length_mask(2 * batch["frames"], out.mu.shape[2])
-        mel = sample(self.decoder, out.mu, mask, generator, steps, guidance, temperature, self.config.flow.solver_t)
-        found = {"mel": mel * self.mel_std + self.mel_mean, "units": out.logits.argmax(-1)}
-        optional = {"timbre": out.timbre, "pitch": out.pitch, "energy": out.energy}
-        return found | {name: value for name, value in optional.items() if value is not None}
+        prediction = self.predict(batch)
+        mask = length_mask(2 * batch["frames"], prediction["mu"].shape[2])
+        mel = self.render(prediction, mask, generator, steps, guidance, temperature)
+        found = {"mel": mel, "units": prediction["logits"].argmax(-1)}
+        return found | {name: prediction[name] for name in ("timbre", "pitch", "energy") if name in prediction}

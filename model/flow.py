@@ -7,7 +7,7 @@ Knows no network: `velocity(x, t, mu, mask)` is any function of [B, C, T], [B], 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from model.config import FlowConfig
+from model.windows import WINDOW, Velocity, windowed
+from shards.schema import MEL_PER_FRAME
 
 Law = Literal["cosine", "uniform"]
-Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def warp(s: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def sample(
     velocity: Velocity,
     mu: Tensor,
     mask: Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     steps: int = 10,
     guidance: float = 0.7,
     temperature: float = 1.0,
@@ -96,7 +97,11 @@ def sample(
 ) -> Tensor:
     """Integrate from noise times `temperature` to a standardised mel [B, C, T], zero on padded frames.
 
-    With guidance g the velocity is (1 + g) v(x, t, mu) - g v(x, t, 0), both from one doubled batch.
+    With guidance g the velocity is (1 + g) v(x, t, mu) - g v(x, t, 0), both from one doubled batch. Where T is beyond
+    `model.windows.WINDOW`, the velocity is that of overlapping windows, along one trajectory from one noise.
+
+    Args:
+        generator: of the batch's noise, or one for each clip, whose noise then does not depend on the others.
 
     Raises:
         ValueError: `steps` below 1, or a negative guidance or temperature.
@@ -107,8 +112,9 @@ def sample(
         )
     valid = mask[:, None]
     mu = mu.float() * valid
-    noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
-    x = noise * temperature * valid
+    if mu.shape[2] > MEL_PER_FRAME * WINDOW:
+        velocity = windowed(velocity)
+    x = _noise(mu, mask, generator) * temperature * valid
     times = euler_times(steps, law).tolist()
     for now, then in pairwise(times):
         t = torch.full((len(x),), now, device=x.device)
@@ -122,3 +128,13 @@ def sample(
             v = (1.0 + guidance) * given - guidance * blank
         x = (x + (then - now) * v) * valid
     return x
+
+
+def _noise(mu: Tensor, mask: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    """Standard normal, of the shape of `mu` and on its device."""
+    if isinstance(generator, torch.Generator):
+        return torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
+    noise = torch.zeros_like(mu)
+    for row, (own, length) in enumerate(zip(generator, mask.sum(dim=1).tolist(), strict=True)):
+        noise[row, :, :length] = torch.randn(mu.shape[1], length, generator=own, device=own.device)
+    return noise

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 
 from model import checkpoint
-from model.config import ModelConfig
-from model.faces2voices import FacesToVoices
 from model.griffinlim import playable
+from model.synthesis import load_network
 from shards.augment import augmented, centred
 from shards.codec import encode
-from shards.config import load_config
 from shards.errors import UserError
 from shards.schema import FIELDS, SAMPLE_RATE
 from shards.storage import open_store
@@ -88,25 +86,6 @@ def synthesize(
         write_video(output, decode_video(str(video)), samples)
     picture = output if output.suffix.lower() == ".mp4" else None
     return Speech(sound, picture, len(samples) / SAMPLE_RATE, state.step, "Griffin-Lim")
-
-
-def load_network(state: checkpoint.Checkpoint, lip_weights: Path | None = None) -> FacesToVoices:
-    """The network of a checkpoint, in evaluation mode on the CPU, with averaged parameters where it has them.
-
-    Args:
-        lip_weights: file of the frozen lip encoder, which checkpoints leave out; default where training had it.
-
-    Raises:
-        UserError: the shape that the checkpoint names is not of this version, its tensors do not fit it, or the lip
-            encoder's file is not there or another one.
-    """
-    network = FacesToVoices(load_config(ModelConfig, base=state.shape))
-    if state.without is not None:
-        network.lip_encoder.load_public(checkpoint.weights_file(state.without, lip_weights))
-    checkpoint.restore(network, state)
-    if state.ema is not None:
-        network.load_state_dict(state.ema, strict=False)
-    return network.eval()
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:

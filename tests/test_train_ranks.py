@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.synthesize import load_network
+from model.synthesis import load_network
 from model.train import train
 from shards.errors import UserError
 from tests.test_train import SMALL, config, losses

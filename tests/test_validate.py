@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model import checkpoint
 from model.ranks import Ranks
-from model.synthesize import load_network
+from model.synthesis import load_network
 from model.train import train
 from model.validate import Validation, picture
 from shards.clip_table import load_clips
