@@ -13,7 +13,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, Protocol
@@ -206,10 +206,13 @@ class _LegacyFile:
         return _exactly(self._stream, count * storage.dtype.itemsize)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, places: Sequence[tuple[str, ...]] = (("model",), ())) -> dict[str, Tensor]:
     """The tensors by name that a file of `torch.save` holds under `model`, or at its top, on the CPU.
 
     Floating numbers come as float32. What is no tensor is passed over.
+
+    Args:
+        places: where in the file's tables to look, each a row of names; the first with tensors is taken.
 
     Raises:
         UserError: the file cannot be read, is damaged or of another kind, or holds no tensors there.
@@ -222,7 +225,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 begins = f"it begins with {head!r}" if head else "it is empty"
                 raise UserError(f"{path}: no file that torch.save wrote ({begins})")
             file: _File = _ZipFile(stream) if head.startswith(ZIP) else _LegacyFile(stream, size)
-            return _tensors(file, path, size)
+            return _tensors(file, path, size, places)
     except UserError:
         raise
     except OSError as error:
@@ -232,19 +235,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged, cut short or not torch's format ({words or type(error).__name__})") from None
 
 
-def _tensors(file: _File, path: Path, size: int) -> dict[str, Tensor]:
+def _tensors(file: _File, path: Path, size: int, places: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
     tree = file.tree
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no table of tensors by name")
-    inside = tree.get("model", tree)
-    records = {
-        name: record
-        for name, record in (inside.items() if isinstance(inside, dict) else ())
-        if isinstance(name, str) and isinstance(record, _Record)
-    }
-    if not records:
+    records = next(filter(None, (_records(tree, place) for place in places)), None)
+    if records is None:
         names = ", ".join(name for name in list(tree)[:8] if isinstance(name, str))[:200] or "nothing"
-        raise UserError(f"{path}: no tensors by name under 'model' or at its top; there it holds {names}")
+        wanted = " or ".join(f"under {'.'.join(place)!r}" if place else "at its top" for place in places)
+        raise UserError(f"{path}: no tensors by name {wanted}; there it holds {names}")
     # More than the file only where tensors share numbers.
     left = 2 * size
     found = {}
@@ -261,6 +260,15 @@ def _tensors(file: _File, path: Path, size: int) -> dict[str, Tensor]:
         tensor = flat.as_strided(shape, stride).contiguous()
         found[name] = tensor.float() if tensor.is_floating_point() else tensor
     return found
+
+
+def _records(tree: dict[Any, Any], place: tuple[str, ...]) -> dict[str, _Record]:
+    """The tensors by name in the table at `place`, as the file states them; none where there is no such table."""
+    inside: Any = tree
+    for name in place:
+        inside = inside.get(name) if isinstance(inside, dict) else None
+    items = inside.items() if isinstance(inside, dict) else ()
+    return {name: record for name, record in items if isinstance(name, str) and isinstance(record, _Record)}
 
 
 def _checked(record: _Record) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...], int]:
