@@ -9,17 +9,22 @@ import torch
 from torch import nn
 
 from model.avhubert import EncoderLayer
-from model.faces2voices import FacesToVoices
+from model.baselines.conformer import ConformerBlock
+from model.baselines.dit import DiTBlock
 from model.layers import ConvNeXtBlock, TransformerLayer
 from model.rehearsal import rehearsal
+from model.system import System
 from model.unet import ResidualBlock, TransformerBlock
 
-REPEATED = (EncoderLayer, ConvNeXtBlock, TransformerLayer, ResidualBlock, TransformerBlock)
+REPEATED = (
+    *(EncoderLayer, ConvNeXtBlock, TransformerLayer, ResidualBlock, TransformerBlock),
+    *(ConformerBlock, DiTBlock),
+)
 SHAPES = 64
 """How many kinds and shapes of them may be compiled."""
 
 
-def compile_parts(network: FacesToVoices, say: Callable[[str], None], try_step: Callable[[], object]) -> bool:
+def compile_parts(network: System, say: Callable[[str], None], try_step: Callable[[], object]) -> bool:
     """Compile the parts in place and run `try_step`, a training step's forward and backward pass, once.
 
     The keys of the state dict stay as they are, and copies of the network are not compiled. Compiled code serves
@@ -46,7 +51,7 @@ def compile_parts(network: FacesToVoices, say: Callable[[str], None], try_step: 
     return False
 
 
-def _failure(network: FacesToVoices, try_step: Callable[[], object]) -> str | None:
+def _failure(network: System, try_step: Callable[[], object]) -> str | None:
     """Why compiling or the step failed, in one line; no part is compiled then. The error itself, whose traceback holds
     on to the step's memory, ends here."""
     try:
@@ -63,7 +68,7 @@ def _failure(network: FacesToVoices, try_step: Callable[[], object]) -> str | No
     return None
 
 
-def _parts(network: FacesToVoices) -> Iterator[nn.Module]:
+def _parts(network: System) -> Iterator[nn.Module]:
     """The blocks that are repeated: each kind and shape is compiled once and serves all of its like, a minute's work
     where the whole network would be many. None of them breaks the graph."""
     return (part for part in network.modules() if isinstance(part, REPEATED))

@@ -103,10 +103,7 @@ class EncoderConfig(Config):
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:
-        if self.dim % (2 * self.heads):
-            raise ValueError(
-                f"dim {self.dim} must be a multiple of twice the heads {self.heads} (positions turn pairs of channels)"
-            )
+        _pairs_of_channels(self.dim, self.heads)
         for key in ("kernel", "masked_kernel", "masked_gap", "prosody_kernel", "up_conv", "fusion_kernel"):
             if getattr(self, key) % 2 == 0:
                 raise ValueError(f"{key} {getattr(self, key)} must be odd, so that frames keep their place")
@@ -160,11 +157,78 @@ class FlowConfig(Config):
     cfg_dropout: float = Field(0.1, ge=0, le=1)
 
 
+class RectifiedFlowConfig(FlowConfig):
+    """The flow of V2SFlow: a straight path all the way to the mel, its times drawn evenly."""
+
+    sigma: float = Field(0.0, ge=0, lt=1)
+    train_t: Literal["cosine", "uniform"] = "uniform"
+    solver_t: Literal["cosine", "uniform"] = "uniform"
+
+
+class ConformerConfig(Config):
+    """Conformer of the baselines, behind the lip encoder; the sizes are those of lip2speech-unit.
+
+    Attributes:
+        dim, layers, heads, ffn: width, blocks, attention heads, hidden width of the feed-forward parts.
+        kernel: of the convolution (odd).
+        dropout: on what each part adds, in the feed-forward parts and on the attention weights.
+    """
+
+    dim: int = Field(512, ge=1)
+    layers: int = Field(12, ge=1)
+    heads: int = Field(8, ge=1)
+    ffn: int = Field(2048, ge=1)
+    kernel: int = Field(31, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> ConformerConfig:
+        _pairs_of_channels(self.dim, self.heads)
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, so that frames keep their place")
+        return self
+
+
+class DiTConfig(Config):
+    """Diffusion Transformer of V2SFlow; the sizes are those of its public code.
+
+    Attributes:
+        dim, layers, heads, ffn: width, blocks, attention heads, hidden width of the feed-forward part.
+        adapter_layers, adapter_ffn: of the Transformers over the units and over the pitch, which have its width.
+        dropout: on the attention weights and on what attention adds, in the adapters on every part.
+        residual: the network predicts what the way from the noisy mel to the mean, as read from the condition, lacks to
+            the velocity. Not in the paper; see the decoder's key.
+    """
+
+    dim: int = Field(512, ge=1)
+    layers: int = Field(8, ge=1)
+    heads: int = Field(4, ge=1)
+    ffn: int = Field(1024, ge=1)
+    adapter_layers: int = Field(2, ge=1)
+    adapter_ffn: int = Field(1024, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    residual: bool = False
+
+    @model_validator(mode="after")
+    def _shapes(self) -> DiTConfig:
+        _pairs_of_channels(self.dim, self.heads)
+        return self
+
+
+def _pairs_of_channels(dim: int, heads: int) -> None:
+    if dim % (2 * heads):
+        raise ValueError(f"dim {dim} must be a multiple of twice the heads {heads} (positions turn pairs of channels)")
+
+
 class LossConfig(Config):
-    """Weights of the training loss (Eq. 7), and the label smoothing of the units (1 - alpha of Eq. 1)."""
+    """Weights of the training loss (Eq. 7), and the label smoothing of the units (1 - alpha of Eq. 1).
+
+    `mel` is the weight of the baselines' L1 distance.
+    """
 
     cfm: float = Field(1.0, ge=0)
     prior: float = Field(1.0, ge=0)
+    mel: float = Field(1.0, ge=0)
     content: float = Field(0.5, ge=0)
     timbre: float = Field(0.5, ge=0)
     prosody: float = Field(0.5, ge=0)
@@ -175,6 +239,7 @@ class ModelConfig(Config):
     """Everything that shapes the network and its loss.
 
     Attributes:
+        system: the paper's own, or one of the baselines it is compared with.
         identity_dim, expression_dim, timbre_dim: widths of the dataset's features.
         units: size of the dataset's unit inventory.
         hier: mappers between the stages; without them each attribute is read from the lip features at once.
@@ -182,10 +247,13 @@ class ModelConfig(Config):
         face_id, fe: identity and expression features are fused in; without, the hidden input passes unchanged.
         ws: weighted sum over the lip encoder's layers; without it the last one alone.
         mp: masked auxiliary predictors of content and prosody.
+        speaker: what tells a baseline who speaks: the mean identity feature of the `face`, or the timbre of a reference
+            `voice`, which synthesis must then be given.
         mel_scale: `corpus` standardises the log-mel by mean and deviation of the training set, for mu and for the flow,
             whose noise has deviation 1; `none` leaves it.
     """
 
+    system: Literal["faces2voices", "svts", "intelligible", "v2sflow"] = "faces2voices"
     identity_dim: int = Field(512, ge=1)
     expression_dim: int = Field(768, ge=1)
     units: int = Field(1000, ge=2)
@@ -198,12 +266,16 @@ class ModelConfig(Config):
     fe: bool = True
     ws: bool = True
     mp: bool = True
+    speaker: Literal["face", "voice"] = "face"
     mel_scale: Literal["corpus", "none"] = "corpus"
 
     lip_encoder: LipEncoderConfig = LipEncoderConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     flow: FlowConfig = FlowConfig()
+    conformer: ConformerConfig = ConformerConfig()
+    dit: DiTConfig = DiTConfig()
+    rectified_flow: RectifiedFlowConfig = RectifiedFlowConfig()
     loss: LossConfig = LossConfig()
 
     @classmethod
@@ -234,6 +306,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "encoder": {"dim": 128, "layers": 1, "heads": 4, "ffn": 512, "blocks": 2},
         "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1, "residual": True},
+        "conformer": {"dim": 128, "layers": 2, "heads": 4, "ffn": 256, "kernel": 15},
+        "dit": {
+            "dim": 128,
+            "layers": 3,
+            "heads": 4,
+            "ffn": 256,
+            "adapter_layers": 1,
+            "adapter_ffn": 256,
+            "residual": True,
+        },
     },
 }
 """Bases for `load_config(ModelConfig, base=...)`: the paper's model; one that learns in minutes on 2 cores."""

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import losses as terms
-from model.avhubert import LipEncoder
 from model.config import ModelConfig
 from model.encoder import MEL_BINS, Encoded, HierarchicalEncoder, Targets
 from model.flow import Place, flow_loss, sample
 from model.layers import length_mask
+from model.system import Batch, Generators, System
 from model.unet import UNet
 
-Batch = Mapping[str, Tensor]
 
-
-class FacesToVoices(nn.Module):
-    """Lip encoder, hierarchical encoder and flow decoder.
-
-    A batch maps names to tensors: lips float32 [B, 1, F, 88, 88] normalised, identity [B, F, identity_dim],
-    expression [B, F, expression_dim], frames int64 [B] (valid F of each clip); for training also, with T = 2F,
-    units int64 [B, T], timbre [B, timbre_dim], pitch (standardised per clip) and energy [B, T], mel [B, 80, T].
-
-    Buffers mel_mean and mel_std standardise the log-mel; whoever trains fills them from the training set.
-    """
-
-    mel_mean: Tensor
-    mel_std: Tensor
+class FacesToVoices(System):
+    """Lip encoder, hierarchical encoder and flow decoder."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.lip_encoder = LipEncoder(config.lip_encoder, config.ws)
+        super().__init__(config)
         self.encoder = HierarchicalEncoder(config)
         self.decoder = UNet(config.decoder, MEL_BINS)
-        self.register_buffer("mel_mean", torch.tensor(0.0))
-        self.register_buffer("mel_std", torch.tensor(1.0))
 
     def encode(self, batch: Batch, targets: Targets | None = None, timbre: Tensor | None = None) -> Encoded:
         """Lip encoder and hierarchical encoder; with `targets` teacher-forced, else told `timbre` where given."""
@@ -62,8 +46,7 @@ class FacesToVoices(nn.Module):
         """
         targets = Targets(batch["units"], batch["timbre"], batch["pitch"], batch["energy"])
         mask = length_mask(2 * batch["frames"], batch["mel"].shape[2])
-        mel = (batch["mel"].float() - self.mel_mean) / self.mel_std
-        mel = mel.masked_fill(~mask[:, None], 0.0)
+        mel = self.standardised(batch["mel"], mask)
         out = self.encode(batch, targets)
         parts = {
             "cfm": flow_loss(self.decoder, mel, out.mu, mask, self.config.flow, generator, place),
@@ -73,8 +56,6 @@ class FacesToVoices(nn.Module):
         parts = {name: value if name == "timbre" else value * share for name, value in parts.items()}
         accuracy = terms.unit_accuracy(out.logits.detach(), targets.units, mask) * share
         return {"loss": terms.total_loss(parts, self.config.loss), **parts, "unit_accuracy": accuracy}
-
-    forward = losses
 
     def _attribute_losses(self, out: Encoded, targets: Targets, mask: Tensor) -> dict[str, Tensor]:
         smoothing = self.config.loss.label_smoothing
@@ -116,7 +97,7 @@ class FacesToVoices(nn.Module):
         self,
         prediction: Mapping[str, Tensor],
         mask: Tensor,
-        generator: torch.Generator | Sequence[torch.Generator],
+        generator: Generators,
         steps: int = 10,
         guidance: float = 0.7,
         temperature: float = 1.0,
@@ -129,24 +110,4 @@ class FacesToVoices(nn.Module):
         """
         law = self.config.flow.solver_t
         mel = sample(self.decoder, prediction["mu"], mask, generator, steps, guidance, temperature, law)
-        return mel * self.mel_std + self.mel_mean
-
-    @torch.no_grad()
-    def synthesize(
-        self,
-        batch: Batch,
-        generator: torch.Generator | Sequence[torch.Generator],
-        steps: int = 10,
-        guidance: float = 0.7,
-        temperature: float = 1.0,
-    ) -> dict[str, Tensor]:
-        """`predict` and `render` of whole clips. Put the network into evaluation mode first.
-
-        Returns:
-            mel as from `render`, units int64 [B, T], and timbre, pitch and energy as from `predict`.
-        """
-        prediction = self.predict(batch)
-        mask = length_mask(2 * batch["frames"], prediction["mu"].shape[2])
-        mel = self.render(prediction, mask, generator, steps, guidance, temperature)
-        found = {"mel": mel, "units": prediction["logits"].argmax(-1)}
-        return found | {name: prediction[name] for name in ("timbre", "pitch", "energy") if name in prediction}
+        return self.log_mel(mel, mask)

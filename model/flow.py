@@ -94,6 +94,7 @@ def sample(
     guidance: float = 0.7,
     temperature: float = 1.0,
     law: Law = "cosine",
+    channels: int | None = None,
 ) -> Tensor:
     """Integrate from noise times `temperature` to a standardised mel [B, C, T], zero on padded frames.
 
@@ -102,6 +103,7 @@ def sample(
 
     Args:
         generator: of the batch's noise, or one for each clip, whose noise then does not depend on the others.
+        channels: C of the mel, where the condition has another number of them than a mean.
 
     Raises:
         ValueError: `steps` below 1, or a negative guidance or temperature.
@@ -114,7 +116,7 @@ def sample(
     mu = mu.float() * valid
     if mu.shape[2] > MEL_PER_FRAME * WINDOW:
         velocity = windowed(velocity)
-    x = _noise(mu, mask, generator) * temperature * valid
+    x = _noise(mu[:, :1].expand(-1, channels or mu.shape[1], -1), mask, generator) * temperature * valid
     times = euler_times(steps, law).tolist()
     for now, then in pairwise(times):
         t = torch.full((len(x),), now, device=x.device)

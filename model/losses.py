@@ -44,14 +44,21 @@ def prior_loss(mu: Tensor, mel: Tensor, mask: Tensor) -> Tensor:
     return 0.5 * (error.square().sum() / (mel.shape[1] * mask.sum().clamp(min=1)) + math.log(2 * math.pi))
 
 
+def mel_loss(mu: Tensor, mel: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error of a mel per bin over valid frames; both [B, C, T]."""
+    error = torch.where(mask[:, None], mu.float() - mel.float(), 0.0)
+    return error.abs().sum() / (mel.shape[1] * mask.sum().clamp(min=1))
+
+
 def total_loss(parts: Mapping[str, Tensor], weights: LossConfig) -> Tensor:
-    """Weighted sum of the parts (Eq. 7): cfm, prior, content and, where present, timbre, pitch and energy.
+    """Weighted sum of the parts (Eq. 7): those of cfm, prior, mel, content, timbre, pitch and energy that there are.
 
     Pitch and energy share the weight of prosody, whose loss is their sum.
     """
     scale = {
         "cfm": weights.cfm,
         "prior": weights.prior,
+        "mel": weights.mel,
         "content": weights.content,
         "timbre": weights.timbre,
         "pitch": weights.prosody,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from model.faces2voices import FacesToVoices
 from model.run_config import AdamWConfig
+from model.system import System
 from model.train_config import OptimiserConfig
 
 
-def adamw(network: FacesToVoices, config: OptimiserConfig) -> torch.optim.AdamW:
+def adamw(network: System, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW over what is trained; the lip encoder's own part has `lip_lr`."""
     lips = [parameter for parameter in network.lip_encoder.network.parameters() if parameter.requires_grad]
     inside = {id(parameter) for parameter in lips}

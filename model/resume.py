@@ -11,10 +11,11 @@ from typing import Any
 from model import checkpoint
 from model.checkpoint import Checkpoint, LeftOut
 from model.config import ModelConfig
-from model.faces2voices import FacesToVoices
 from model.ranks import Ranks
 from model.run_config import RunConfig
 from model.statistics import mel_statistics
+from model.system import System
+from model.systems import build_network
 from model.train_config import TrainConfig
 from shards.clip_table import ClipTable, Snapshot
 from shards.config import Config
@@ -61,7 +62,7 @@ def check_same_run(run: str, state: Checkpoint, config: RunConfig, shape: Config
 
 def begun_network(
     config: TrainConfig, shape: ModelConfig, state: Checkpoint | None, tables: Sequence[ClipTable]
-) -> tuple[FacesToVoices, LeftOut | None]:
+) -> tuple[System, LeftOut | None]:
     """The network as the run begins or goes on, on the CPU, and what its checkpoints leave out: a frozen lip encoder,
     which lies in a file.
 
@@ -76,7 +77,7 @@ def begun_network(
             "the lip encoder is frozen and has no weights: give lip_weights (see `f2v weights convert`), or train it "
             "along (size=tiny, or model.lip_encoder.frozen=false)"
         )
-    network = FacesToVoices(shape)
+    network = build_network(shape)
     if config.lip_weights is not None:
         network.lip_encoder.load_public(config.lip_weights)
     if state is not None:

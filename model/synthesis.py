@@ -19,8 +19,9 @@ from torch import Tensor
 
 from model import checkpoint as checkpoints
 from model.config import ModelConfig
-from model.faces2voices import FacesToVoices
 from model.griffinlim import playable
+from model.system import System
+from model.systems import build_network
 from model.windows import OVERLAP, WINDOW, Blend, ramp, starts
 from shards.augment import augmented, centred
 from shards.config import load_config
@@ -249,7 +250,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_network(state: checkpoints.Checkpoint, lip_weights: Path | None = None) -> FacesToVoices:
+def load_network(state: checkpoints.Checkpoint, lip_weights: Path | None = None) -> System:
     """The network of a checkpoint, in evaluation mode on the CPU, with averaged parameters where it has them.
 
     Args:
@@ -259,7 +260,7 @@ def load_network(state: checkpoints.Checkpoint, lip_weights: Path | None = None)
         UserError: the shape that the checkpoint names is not of this version, its tensors do not fit it, or the lip
             encoder's file is not there or another one.
     """
-    network = FacesToVoices(load_config(ModelConfig, base=state.shape))
+    network = build_network(load_config(ModelConfig, base=state.shape))
     if state.without is not None:
         network.lip_encoder.load_public(checkpoints.weights_file(state.without, lip_weights))
     checkpoints.restore(network, state)

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint
 from model.ema import MovingAverage
-from model.faces2voices import FacesToVoices
 from model.flops import count_flops, matmul_peak
 from model.flow import Place
 from model.loop import Result, clipped, is_over, not_finite, precision, validation_split, write_scalars
@@ -27,6 +26,7 @@ from model.ranks import Ranks
 from model.rehearsal import rehearsal
 from model.resume import begun_network, check_same_run, describe, plain, snapshots
 from model.run_folder import RunFolder
+from model.system import System
 from model.train_config import TrainConfig, check_profile, dataset_facts, model_config
 from model.validate import Validation
 from shards.device import Batch
@@ -55,7 +55,7 @@ def train(uri: str, folder: str | Path, config: TrainConfig) -> Result:
         state = checkpoint.load(folder) if checkpoint.found(folder) else None
         begun = snapshots(state) if state is not None and config.data.index == "first" else None
         with (
-            memory_advice(config, ranks, config.validation.max_frames),
+            memory_advice(config, ranks, _less_memory(config)),
             TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
             contextlib.closing(RunFolder(folder)) as run,
         ):
@@ -218,7 +218,7 @@ def _gradient(model: nn.Module, batch: Batch, config: TrainConfig, step: int, ra
 
 
 def _prepare(
-    network: FacesToVoices, batch: Batch, config: TrainConfig, device: torch.device, say: Callable[[str], None]
+    network: System, batch: Batch, config: TrainConfig, device: torch.device, say: Callable[[str], None]
 ) -> Meter:
     """Compile the network, and count what a step of it costs; neither leaves a trace in it."""
     rows = len(batch["frames"]) // config.accumulate
@@ -255,3 +255,8 @@ def _validation(
     if not validation_split(stream, wanted.split, "split" in wanted.model_fields_set, say):
         return None
     return Validation(table.uri, config, table.snapshot, ranks, facts["stages"]["mel"]["settings"]["filterbank"])
+
+
+def _less_memory(config: TrainConfig) -> str:
+    lower = f"validation.max_frames (now {config.validation.max_frames})"
+    return f"{lower}, or raise accumulate (now {config.accumulate})"

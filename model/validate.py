@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from model.faces2voices import FacesToVoices
 from model.griffinlim import playable
 from model.layers import length_mask
-from model.losses import prosody_loss, timbre_loss, total_loss
+from model.losses import mel_loss, prosody_loss, timbre_loss, total_loss
 from model.ranks import Ranks
+from model.system import System
 from model.train_config import TrainConfig
 from shards.augment import generator
 from shards.clip_table import Snapshot, load_clips
@@ -56,7 +56,7 @@ class Validation:
         self._shown: set[str] = set()
 
     @torch.no_grad()
-    def measure(self, network: FacesToVoices, device: torch.device) -> dict[str, float]:
+    def measure(self, network: System, device: torch.device) -> dict[str, float]:
         """Means over all clips and processes: `loss` and its parts with teacher forcing; `free_timbre`, `free_pitch`,
         `free_energy` (mean absolute errors) and `free_mel` (of mu against the standardised mel) where predictions feed
         on, as in synthesis.
@@ -83,7 +83,7 @@ class Validation:
         return means | {"loss": float(total_loss(parts, network.config.loss))}
 
     @torch.no_grad()
-    def speak(self, network: FacesToVoices, device: torch.device, log: SummaryWriter, step: int) -> None:
+    def speak(self, network: System, device: torch.device, log: SummaryWriter, step: int) -> None:
         """Speak for the sample clips into TensorBoard; each clip's own sound and mel come along once."""
         if self._spoken is None:
             return
@@ -105,22 +105,20 @@ class Validation:
         network.train()
 
 
-_PARTS = ("cfm", "prior", "content", "timbre", "pitch", "energy")
+_PARTS = ("cfm", "prior", "mel", "content", "timbre", "pitch", "energy")
 
 
-def _free(network: FacesToVoices, batch: Batch, frames: torch.Tensor) -> dict[str, Any]:
+def _free(network: System, batch: Batch, frames: torch.Tensor) -> dict[str, Any]:
     """Sums over frames (timbre: means over clips) of the errors of predictions that feed on."""
-    out = network.encode(batch)
+    found = network.predict(batch)
     mask = length_mask(2 * batch["frames"], batch["mel"].shape[2])
     mel = (batch["mel"] - network.mel_mean) / network.mel_std
-    error = (out.mu - mel).abs().mean(dim=1)
-    found = {"free_mel": prosody_loss(error, torch.zeros_like(error), mask) * frames}
-    if out.timbre is not None:
-        found["free_timbre"] = timbre_loss(out.timbre, batch["timbre"])
-    for name, value in (("pitch", out.pitch), ("energy", out.energy)):
-        if value is not None:
-            found[f"free_{name}"] = prosody_loss(value, batch[name], mask) * frames
-    return found
+    errors = {"free_mel": mel_loss(found["mu"], mel, mask) * frames}
+    if "timbre" in found:
+        errors["free_timbre"] = timbre_loss(found["timbre"], batch["timbre"])
+    for name in {"pitch", "energy"} & set(found):
+        errors[f"free_{name}"] = prosody_loss(found[name], batch[name], mask) * frames
+    return errors
 
 
 _COLOURS = np.array(
