@@ -58,10 +58,10 @@ def _parse(tree: Any) -> Scores:
     from model.evaluation.metrics import Scores
 
     sums = {str(key): (float(total), float(count)) for key, (total, count) in tree["sums"].items()}
-    heard = [tree["heard"], tree["heard_reference"]]
-    words = [*(text for text in heard if text is not None), *tree["notes"]]
+    heard, heard_reference = tree["heard"], tree["heard_reference"]
+    words = [*(text for text in (heard, heard_reference) if text is not None), *tree["notes"]]
     if not all(isinstance(word, str) for word in words):
         raise TypeError("texts")
     if not all(math.isfinite(number) for pair in sums.values() for number in pair):
         raise ValueError("numbers")
-    return Scores(sums, *heard, tuple(tree["notes"]))
+    return Scores(sums, heard, heard_reference, tuple(tree["notes"]))

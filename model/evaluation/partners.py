@@ -56,7 +56,7 @@ def find_pairs(
     table = read_texts(texts) if texts is not None else {}
     if not generated.is_dir():
         return [_with_text(Pair(generated.stem, generated, reference), table)], []
-    ours, theirs = _files(generated), _files(reference)
+    ours, theirs = files(generated), files(reference)
     keys = draw({*ours, *theirs}, clips)
     both = {key: None for key in keys if key in ours and key in theirs}
     missing = [f"{key}: no file in {reference if key in ours else generated}" for key in keys if key not in both]
@@ -102,7 +102,7 @@ def read_texts(path: Path) -> dict[str, str]:
     return found
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def files(folder: Path) -> dict[str, Path]:
     """Key -> file. Hidden files and folders, and files of other kinds, are passed over."""
     found: dict[str, Path] = {}
     for name in Tree(str(folder)).names:
