@@ -306,7 +306,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "encoder": {"dim": 128, "layers": 1, "heads": 4, "ffn": 512, "blocks": 2},
         "decoder": {"channels": (96, 96), "head_dim": 32, "mid_blocks": 1, "residual": True},
-        "conformer": {"dim": 128, "layers": 2, "heads": 4, "ffn": 256, "kernel": 15},
+        "conformer": {"dim": 192, "layers": 4, "heads": 4, "ffn": 768, "kernel": 15},
         "dit": {
             "dim": 128,
             "layers": 3,
