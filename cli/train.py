@@ -27,15 +27,6 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, key) is not None:
             overrides.append(f"{key}={getattr(args, key)}")
     result = train(args.dataset, args.run, train_config(args.config, overrides))
-    if os.environ.get("RANK", "0") != "0":
-        return 0  # one process of a run speaks for all
-    if result.first != result.first and result.stopped:
-        print(f"{result.folder}: stopped at step {result.step}, before a step was done")
-        return 0
-    if result.first != result.first:
-        print(f"{result.folder}: at step {result.step} already; give more --steps to go on")
-        return 0
-    print(f"step {result.step}: loss {result.first:.3f} -> {result.last:.3f}; checkpoints in {result.folder}")
-    if result.stopped:
-        print("stopped early; the same command goes on from the last checkpoint")
+    if os.environ.get("RANK", "0") == "0":  # one process of a run speaks for all
+        print(*result.lines(), sep="\n")
     return 0

@@ -7,16 +7,21 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from model.meter import NotFinite
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.meter import Meter, NotFinite, log_line, terms_of
+from model.process import stop_signal
 from model.ranks import Ranks
 from model.run_config import AdamWConfig, RunConfig
 from model.run_folder import RunFolder
+from shards.device import Batch
 from shards.errors import UserError
+from shards.progress import Progress
 from shards.stream import TrainingStream
 
 
@@ -29,6 +34,15 @@ class Result:
     first: float
     last: float
     stopped: bool
+
+    def lines(self) -> list[str]:
+        """In words."""
+        if math.isnan(self.first):
+            if self.stopped:
+                return [f"{self.folder}: stopped at step {self.step}, before a step was done"]
+            return [f"{self.folder}: at step {self.step} already; give more --steps to go on"]
+        done = f"step {self.step}: loss {self.first:.3f} -> {self.last:.3f}; checkpoints in {self.folder}"
+        return [done, *(["stopped early; the same command goes on from the last checkpoint"] if self.stopped else [])]
 
 
 def is_over(begin: float, minutes: float | None) -> bool:
@@ -83,3 +97,114 @@ def validation_split(stream: TrainingStream, split: str, asked_for: bool, say: C
         raise UserError(f"validation.split: no split {split!r} in {table.uri}; splits are {there}")
     say(f"no validation: {table.uri} has no split {split!r}")
     return False
+
+
+class Training(Protocol):
+    """What `run_loop` repeats. All processes of a run make the same calls."""
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        """Before the first batch is there. Raises UserError: what is asked for cannot be."""
+
+    def prepare(self, batch: Batch, say: Callable[[str], None]) -> Meter:
+        """With the first batch, before its step."""
+
+    def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
+        """One optimiser step; its values, `loss` among them, and the learning rate."""
+
+    def state(self, step: int) -> Checkpoint:
+        """What goes on from here after `step` steps."""
+
+    def validate(self, step: int, log: Any) -> dict[str, float]:
+        """Means of the validation; into `log`, where there is one, what is to be heard and seen."""
+
+
+def run_loop(
+    training: Training,
+    stream: TrainingStream,
+    run: RunFolder,
+    config: RunConfig,
+    device: torch.device,
+    ranks: Ranks,
+    start: int,
+    validate_every: int,
+) -> Result:
+    """Train from step `start` on until all steps are done, the time is over or a signal asks to stop; the last two
+    leave a checkpoint as well.
+
+    Args:
+        validate_every: steps; 0: never.
+
+    Raises:
+        UserError: a loss that is not finite, or see `Training.begin` and `TrainingStream.batches`.
+    """
+    begin = time.monotonic()
+    meter: Meter | None = None
+    first, last, rate, step = math.nan, math.nan, 0.0, start
+    log = run.writer(purge_step=start + 1) if ranks.first else None
+    with (
+        stop_signal(stream.interrupt) as stop,
+        Progress("train", config.steps, "steps", quiet=not ranks.first) as progress,
+    ):
+        progress.note(f"data: {stream.clips} clips, {stream.clips / config.data.batch:.1f} steps an epoch")
+        if config.data.batch > stream.clips:
+            progress.note(f"a batch of {config.data.batch} has more samples than there are clips")
+        training.begin(progress.note)
+        progress.advance(start)
+        said = 0
+
+        def save() -> None:
+            assert meter is not None
+            meter.settle()
+            if ranks.first:
+                checkpoint.save(run.uri, training.state(step), config.keep, config.keep_every)
+                run.sync()
+
+        def report(means: dict[str, float]) -> None:
+            nonlocal first, last
+            last = means["loss"]
+            first = last if math.isnan(first) else first
+            write_scalars(log, "train", {**means, "lr": rate}, step)
+            progress.note(log_line(step, stream.epoch(step), stream.digest(step - 1), means))
+
+        batches = stream.batches(start, device)
+        reported = saved = start
+        try:
+            while step < config.steps:
+                batch = next(batches, None)
+                if meter is not None:
+                    meter.arrived()
+                # All processes stop at the same step: whoever got a signal, ran out of time or has no data says so.
+                if ranks.any(batch is None or stop() or is_over(begin, config.minutes)):
+                    break
+                assert batch is not None
+                if meter is None:
+                    progress.note(f"batches take {stream.memory_bytes / 1e6:.0f} MB")
+                    meter = training.prepare(batch, progress.note)
+                while said < len(stream.skipped):
+                    progress.note(f"step {step}: skipped {stream.skipped[said]}")
+                    said += 1
+                values, rate = training.step(batch, step)
+                step += 1
+                meter.add(step - 1, batch["keys"], values)
+                progress.advance()
+
+                if step % config.log_every == 0:
+                    report(ranks.mean(meter.take(config.data.batch)))
+                    reported = step
+                if step % config.checkpoint_every == 0:
+                    with meter.paused():
+                        save()
+                    saved = step
+                if validate_every and step % validate_every == 0:
+                    meter.settle()
+                    with meter.paused():
+                        means = training.validate(step, log)
+                    write_scalars(log, "valid", means, step)
+                    progress.note(f"step {step} valid: {terms_of(means)}")
+            if meter is not None and step > reported:
+                report(ranks.mean(meter.take(config.data.batch)))
+            if step > saved:
+                save()
+        except NotFinite as error:
+            raise not_finite(run, error, ranks) from None
+    return Result(run.uri, step, first, last, step < config.steps)

@@ -56,8 +56,8 @@ def stop_signal(interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def memory_advice(config: RunConfig, ranks: Ranks, max_frames: int) -> Iterator[None]:
-    """Turn running out of memory into a `UserError` that says what to lower; `max_frames` is the validation's."""
+def memory_advice(config: RunConfig, ranks: Ranks, more: str) -> Iterator[None]:
+    """Turn running out of memory into a `UserError` that says what to lower; `more`: keys that not all runs have."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -67,7 +67,6 @@ def memory_advice(config: RunConfig, ranks: Ranks, max_frames: int) -> Iterator[
             raise
         reason = (str(error).strip().splitlines() or ["no memory"])[0][:200]
         raise UserError(
-            f"out of memory ({reason}); raise accumulate (now {config.accumulate}), or lower data.batch (now "
-            f"{config.data.batch} over {ranks.world} processes), data.crop_frames (now {config.data.crop_frames}) or "
-            f"validation.max_frames (now {max_frames}); amp=true needs less"
+            f"out of memory ({reason}); lower data.batch (now {config.data.batch} over {ranks.world} processes), "
+            f"data.crop_frames (now {config.data.crop_frames}) or {more}; amp=true needs less"
         ) from None

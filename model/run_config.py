@@ -35,7 +35,6 @@ class RunConfig(Config):
 
     Attributes:
         begin: checkpoint or run folder whose parameters a new run begins with, in place of random ones.
-        accumulate: parts that a process's share of a batch is split into; less memory, the same gradient.
         ema: decay of a moving average of the parameters, which validation and synthesis then use; null keeps none.
         steps: optimiser steps in all.
         minutes: stop after this long, with a checkpoint.
@@ -48,7 +47,6 @@ class RunConfig(Config):
 
     begin: str | None = None
     data: StreamConfig = StreamConfig()
-    accumulate: int = Field(1, ge=1)
     ema: float | None = Field(None, gt=0, lt=1)
     steps: int = Field(350_000, ge=1)
     minutes: float | None = Field(None, gt=0)

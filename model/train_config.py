@@ -56,6 +56,7 @@ class TrainConfig(RunConfig):
         profile: the dataset must be of this one; null takes any.
         model: keys that differ from the preset.
         lip_weights: AV-HuBERT file for the lip encoder, public or converted; a frozen one cannot do without.
+        accumulate: parts that a process's share of a batch is split into; less memory, the same gradient.
         compile: torch.compile; where that fails the run says so and goes on without.
     """
 
@@ -65,6 +66,7 @@ class TrainConfig(RunConfig):
     lip_weights: Path | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     validation: ValidationConfig = ValidationConfig()
+    accumulate: int = Field(1, ge=1)
     compile: bool = True
 
     @field_validator("data")

@@ -1,0 +1,55 @@
+"""Parameters that a vocoder's training begins with."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model import checkpoint
+from model.checkpoint import as_uri
+from model.checkpoint_file import Unreadable
+from model.vocoder.hifigan import Generator
+from model.vocoder.public import read_public
+from shards.errors import UserError
+from shards.storage import is_remote, local_path
+
+
+def begin_with(pair: nn.Module, place: str) -> None:
+    """Fill generator and discriminators from a checkpoint of such a run, or the generator alone from a public file.
+
+    Args:
+        pair: a module with the parts `generator` and `discriminators`.
+        place: checkpoint or folder of a run, or a public HiFi-GAN file, see `model.vocoder.public.read_public`.
+
+    Raises:
+        UserError: nothing there, a file of another kind, or another network.
+    """
+    uri = as_uri(place)
+    try:
+        state = checkpoint.load(uri)
+    except Unreadable:
+        if is_remote(uri) or not local_path(uri).is_file():
+            raise
+        _copy(read_public(local_path(uri)), pair.get_submodule("generator"), uri)
+        return
+    checkpoint.restore(pair, state)
+
+
+@torch.no_grad()
+def _copy(theirs: Generator, ours: nn.Module, uri: str) -> None:
+    assert isinstance(ours, Generator)
+    if theirs.config != ours.config:
+        other = ours.config.model_dump()
+        odd = [f"{key} is {value}, not {other[key]}" for key, value in theirs.config if value != other[key]]
+        raise UserError(f"{uri}: another generator than the run's: {'; '.join(odd)}; set model.* to what it has")
+    ours.mel_mean.copy_(theirs.mel_mean)
+    ours.mel_std.copy_(theirs.mel_std)
+    for name, layer in theirs.named_modules():
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            mine = ours.get_submodule(name)
+            assert isinstance(mine, nn.Conv1d | nn.ConvTranspose1d)
+            assert layer.bias is not None
+            assert mine.bias is not None
+            # Weight norm takes a plain weight apart where it is assigned.
+            mine.weight = layer.weight.detach().clone()  # type: ignore[assignment]
+            mine.bias.copy_(layer.bias)

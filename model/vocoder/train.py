@@ -1,0 +1,261 @@
+"""Training of the vocoder: HiFi-GAN (Kong et al. 2020) on the sound and mels of a dataset's shards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.ema import MovingAverage
+from model.flops import count_flops, matmul_peak
+from model.flow import Place
+from model.loop import Result, clipped, precision, run_loop, validation_split
+from model.meter import Meter
+from model.optimiser import set_rate
+from model.process import choose_device, memory_advice
+from model.ranks import Ranks
+from model.rehearsal import rehearsal
+from model.resume import check_same_run, describe, plain, snapshots
+from model.run_folder import RunFolder
+from model.statistics import mel_statistics
+from model.train_config import dataset_facts
+from model.vocoder.begin import begin_with
+from model.vocoder.discriminators import Discriminators
+from model.vocoder.hifigan import Generator
+from model.vocoder.losses import FEATURE_WEIGHT, discriminator_loss, feature_loss, generator_loss, mel_loss
+from model.vocoder.robust import roughen
+from model.vocoder.train_config import VocoderConfig, VocoderOptimiser, network_configs
+from model.vocoder.validate import Validation
+from shards.device import Batch
+from shards.errors import UserError
+from shards.mel import FLOOR
+from shards.schema import MEL_PER_FRAME
+from shards.stream import TrainingStream
+
+
+def train_vocoder(uri: str, folder: str | Path, config: VocoderConfig) -> Result:
+    """Train on the dataset at `uri`, writing checkpoints and TensorBoard events to `folder`; goes on where it stopped.
+
+    Started by `torchrun`, the processes share each step's batch.
+
+    Args:
+        folder: a path or the address of a bucket's folder.
+
+    Raises:
+        UserError: unusable dataset, a checkpoint of another configuration, no GPU where one was asked for, too little
+            memory, or a loss that is not finite.
+    """
+    ranks = Ranks.joined()
+    try:
+        device = choose_device(config, ranks)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        state = checkpoint.load(folder) if checkpoint.found(folder) else None
+        begun = snapshots(state) if state is not None and config.data.index == "first" else None
+        with (
+            memory_advice(config, ranks, f"validation.max_frames (now {config.validation.max_frames})"),
+            TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
+            contextlib.closing(RunFolder(folder)) as run,
+        ):
+            return _train(stream, run, config, device, ranks, state)
+    finally:
+        ranks.close()
+
+
+def _train(
+    stream: TrainingStream,
+    run: RunFolder,
+    config: VocoderConfig,
+    device: torch.device,
+    ranks: Ranks,
+    state: Checkpoint | None,
+) -> Result:
+    facts = dataset_facts(stream.index, config.data.split)
+    facts["snapshots"] = [snapshot.model_dump() for snapshot in stream.snapshots]
+    start = state.step if state is not None else 0
+    # Every process begins with the same parameters.
+    torch.manual_seed(config.seed)
+    pair = Pair(config, facts)
+    shape = pair.generator.config
+    if state is not None:
+        check_same_run(run.uri, state, config, shape, facts)
+        if start >= config.steps:
+            return Result(run.uri, start, math.nan, math.nan, False)
+    if not ranks.alike(f"{start} {json.dumps([plain(config), facts], sort_keys=True)}"):
+        raise UserError(f"processes see different settings, datasets or checkpoints; {run.uri} must be one for all")
+    if state is not None:
+        checkpoint.restore(pair, state)
+    elif config.begin is not None:
+        begin_with(pair, config.begin)
+    else:
+        mean, deviation = mel_statistics(stream.tables)
+        pair.generator.mel_mean.fill_(mean)
+        pair.generator.mel_std.fill_(deviation)
+    training = VocoderTraining(pair.to(device).train(), config, stream, facts, device, ranks, state)
+    if ranks.first:
+        run.note("run.json", describe(config, shape, ranks, start))
+    return run_loop(training, stream, run, config, device, ranks, start, config.validation.every)
+
+
+class Pair(nn.Module):
+    """The generator and its discriminators: what a checkpoint holds."""
+
+    def __init__(self, config: VocoderConfig, facts: dict[str, Any]) -> None:
+        super().__init__()
+        generator, discriminators = network_configs(config, facts)
+        self.generator, self.discriminators = Generator(generator), Discriminators(discriminators)
+
+
+class VocoderTraining:
+    """A `model.loop.Training`; see there."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        config: VocoderConfig,
+        stream: TrainingStream,
+        facts: dict[str, Any],
+        device: torch.device,
+        ranks: Ranks,
+        state: Checkpoint | None,
+    ) -> None:
+        self._pair, self._config, self._stream, self._facts = pair, config, stream, facts
+        self._device, self._ranks = device, ranks
+        self._optimisers = {
+            "generator": _adamw(pair.generator, config.optimiser),
+            "discriminators": _adamw(pair.discriminators, config.optimiser),
+        }
+        # Named as the checkpoint names them.
+        alone = nn.ModuleDict({"generator": pair.generator})
+        self._average = MovingAverage(alone, config.ema, state.ema if state else None) if config.ema else None
+        if state is not None:
+            for name, optimiser in self._optimisers.items():
+                optimiser.load_state_dict(state.optimiser[name])
+        self._generator: nn.Module = pair.generator
+        self._discriminators: nn.Module = pair.discriminators
+        if ranks.world > 1:
+            places = [device] if device.type == "cuda" else None
+            self._generator = DistributedDataParallel(pair.generator, places)
+            self._discriminators = DistributedDataParallel(pair.discriminators, places)
+        self._validation: Validation | None = None
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        wanted = self._config.validation
+        if wanted.every and validation_split(self._stream, wanted.split, "split" in wanted.model_fields_set, say):
+            self._validation = Validation(
+                self._stream.tables[0],
+                self._config,
+                self._ranks,
+                self._facts["stages"]["mel"]["settings"]["filterbank"],
+            )
+
+    def prepare(self, batch: Batch, say: Callable[[str], None]) -> Meter:
+        adversarial = self._config.discriminator_from < self._config.steps
+
+        def step() -> None:
+            wave, made = self._made(self._pair.generator, batch, 0)
+            if adversarial:
+                self._judge(self._pair.discriminators, wave, made)["discriminators"].backward()
+            self._losses(wave, made, adversarial)["loss"].backward()
+
+        with rehearsal(self._pair):
+            flops = count_flops(step)
+        peak = self._config.peak_tflops and self._config.peak_tflops * 1e12
+        peak = peak or matmul_peak(self._device, torch.bfloat16 if self._config.amp else torch.float32)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return Meter(self._device, flops, peak)
+
+    def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
+        config = self._config
+        adversarial = step >= config.discriminator_from
+        for optimiser in self._optimisers.values():
+            rate = set_rate(optimiser, config.optimiser, step, self._stream.epoch(step))
+            optimiser.zero_grad(set_to_none=True)
+        wave, made = self._made(self._generator, batch, step)
+        values: dict[str, Tensor] = {}
+        if adversarial:
+            values |= self._judge(self._discriminators, wave, made)
+            values["discriminators"].backward()
+            values["discriminators_grad_norm"] = clipped(self._pair.discriminators.parameters(), config.optimiser)
+            self._optimisers["discriminators"].step()
+        values |= self._losses(wave, made, adversarial)
+        values["loss"].backward()
+        values["grad_norm"] = clipped(self._pair.generator.parameters(), config.optimiser)
+        self._optimisers["generator"].step()
+        if self._average is not None:
+            self._average.update(step + 1)
+        return {name: value.detach() for name, value in values.items()}, rate
+
+    def _made(self, generator: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """The true segments [B, 1, N] of a batch, and those that the generator makes."""
+        rows = len(batch["frames"])
+        # What is drawn depends on the step and the sample (dropout on the process): a resumed run draws the same.
+        seed = self._config.seed * 1_000_003 + step
+        torch.manual_seed(seed * 4096 + self._ranks.rank)
+        place = Place(self._ranks.rank * rows, self._config.data.batch)
+        mel = silenced(batch["mel"], batch["frames"])
+        wave, mel = roughen(batch["wave"], mel, self._config.robust, torch.Generator().manual_seed(seed), place)
+        with precision(self._config, self._device):
+            # Units of padding, which is silent, may be any.
+            units = batch["units"].clamp(min=0) if "units" in batch else None
+            made: Tensor = generator(mel, units, batch.get("timbre"))
+        return wave, made.float()
+
+    def _judge(self, discriminators: nn.Module, wave: Tensor, made: Tensor) -> dict[str, Tensor]:
+        """The discriminators' loss."""
+        with precision(self._config, self._device):
+            # Both in one pass, so that processes average its gradient once.
+            scores, _ = discriminators(torch.cat([wave, made.detach()]))
+        real, other = zip(*(score.chunk(2) for score in scores), strict=True)
+        return {"discriminators": discriminator_loss(real, other)}
+
+    def _losses(self, wave: Tensor, made: Tensor, adversarial: bool) -> dict[str, Tensor]:
+        """The generator's `loss` and its parts."""
+        values = {"mel": mel_loss(wave, made)}
+        loss = self._config.mel_weight * values["mel"]
+        if adversarial:
+            judges = self._pair.discriminators.requires_grad_(False)
+            with precision(self._config, self._device):
+                with torch.no_grad():
+                    _, real = judges(wave)
+                scores, features = judges(made)
+            judges.requires_grad_(True)
+            values["adversarial"], values["features"] = generator_loss(scores), feature_loss(real, features)
+            loss = loss + values["adversarial"] + FEATURE_WEIGHT * values["features"]
+        return {"loss": loss, **values}
+
+    def state(self, step: int) -> Checkpoint:
+        words = plain(self._config), plain(self._pair.generator.config), self._facts
+        optimisers = {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()}
+        return Checkpoint(
+            step, *words, self._pair.state_dict(), optimisers, self._average.average if self._average else None
+        )
+
+    def validate(self, step: int, log: Any) -> dict[str, float]:
+        if self._validation is None:
+            return {}
+        averaged = self._average.applied() if self._average else contextlib.nullcontext()
+        with averaged, precision(self._config, self._device):
+            return self._validation.measure(self._pair.generator, self._device, step, log)
+
+
+def silenced(mel: Tensor, frames: Tensor) -> Tensor:
+    """A mel [B, 80, T] whose padding, behind `frames` video frames, is that of silence."""
+    valid = torch.arange(mel.shape[2], device=mel.device) < MEL_PER_FRAME * frames[:, None]
+    return torch.where(valid[:, None], mel, math.log(FLOOR))
+
+
+def _adamw(network: nn.Module, config: VocoderOptimiser) -> torch.optim.AdamW:
+    values = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(network.parameters(), **values)  # type: ignore[arg-type]
