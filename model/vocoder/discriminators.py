@@ -19,8 +19,8 @@ class Discriminators(nn.Module):
         super().__init__()
         self.periods = nn.ModuleList(PeriodDiscriminator(p, config.period_channels) for p in config.periods)
         # The first of the scales is held by spectral norm, as in the public code.
-        norms = [spectral_norm, *[weight_norm] * (config.scales - 1)][: config.scales]
-        self.scales = nn.ModuleList(ScaleDiscriminator(config, norm) for norm in norms)
+        norms: list[Callable[..., nn.Module]] = [spectral_norm, *[weight_norm] * (config.scales - 1)]
+        self.scales = nn.ModuleList(ScaleDiscriminator(config, norm) for norm in norms[: config.scales])
         self.halve = nn.AvgPool1d(4, 2, padding=2)
 
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -62,7 +62,7 @@ class PeriodDiscriminator(nn.Module):
 class ScaleDiscriminator(nn.Module):
     """Sees the wave as it is, with grouped convolutions of long kernels."""
 
-    def __init__(self, config: DiscriminatorConfig, norm: Callable[[nn.Module], nn.Module]) -> None:
+    def __init__(self, config: DiscriminatorConfig, norm: Callable[..., nn.Module]) -> None:
         super().__init__()
         channels = config.scale_channels
         shapes = zip(

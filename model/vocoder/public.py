@@ -58,15 +58,15 @@ def _generator(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             f"{path}: not a HiFi-GAN generator (no conv_pre, also not behind {', '.join(filter(None, PREFIXES))}); "
             f"it holds {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"
         )
-    prefix = prefixes[0]
-    found = {}
-    for key, value in tensors.items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            for old, new in WEIGHT_NORM.items():
-                name = name.removesuffix(old) + new if name.endswith(old) else name
-            found[name] = value
-    return found
+    own = {key.removeprefix(prefixes[0]): value for key, value in tensors.items() if key.startswith(prefixes[0])}
+    return {_renamed(key): value for key, value in own.items()}
+
+
+def _renamed(key: str) -> str:
+    for old, new in WEIGHT_NORM.items():
+        if key.endswith(old):
+            return key.removesuffix(old) + new
+    return key
 
 
 def _config(tensors: dict[str, Tensor], path: Path) -> GeneratorConfig:
