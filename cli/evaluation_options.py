@@ -31,6 +31,10 @@ def add_measuring_options(parser: argparse.ArgumentParser, settings: bool = True
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     if settings:
         add_config_options(parser, "whisper=medium")
+    else:
+        parser.add_argument(
+            "--measure", action="append", default=[], metavar="KEY=VALUE", help="override one key of the metrics"
+        )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, swept: bool = False) -> None:
@@ -56,15 +60,14 @@ def measuring(args: argparse.Namespace) -> EvaluationConfig:
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: give a positive number")
-    named: dict[str, Any] = {
-        "metrics": args.metrics and args.metrics.split(","),
-        "whisper": args.whisper,
-        "utmos": args.utmos,
-    }
+    metrics = args.metrics.split(",") if args.metrics else None
+    named: dict[str, Any] = {"metrics": metrics, "whisper": args.whisper, "utmos": args.utmos}
     if args.device != "auto":
         named["device"] = args.device.partition(":")[0]
     base = {key: value for key, value in named.items() if value is not None}
-    return load_config(EvaluationConfig, getattr(args, "metrics_config", args.config), args.set, base)
+    training = hasattr(args, "measure")
+    path, overrides = (None, args.measure) if training else (args.config, args.set)
+    return load_config(EvaluationConfig, path, overrides, base)
 
 
 def sampling(args: argparse.Namespace) -> Sampling:

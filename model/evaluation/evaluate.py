@@ -14,7 +14,7 @@ from typing import Any
 from model.evaluation.bootstrap import Interval, summarise
 from model.evaluation.cache import ScoreCache
 from model.evaluation.config import EvaluationConfig
-from model.evaluation.figures import Sums
+from model.evaluation.figures import FIGURES, Sums
 from model.evaluation.partners import Pair, find_pairs
 from model.evaluation.scoring import Failed, Make, score_pairs
 from shards.progress import Progress
@@ -70,8 +70,9 @@ class Evaluation:
         return {clip.key: clip.sums for clip in self.clips}
 
     def summary(self) -> dict[str, Interval]:
-        """Every figure of the corpus with its interval."""
-        return summarise([clip.sums for clip in self.clips])
+        """Every figure of the corpus with its interval, in the order of `FIGURES`, then others."""
+        found = summarise([clip.sums for clip in self.clips])
+        return {key: found[key] for key in [*FIGURES, *(key for key in found if key not in FIGURES)] if key in found}
 
 
 def evaluate_folders(

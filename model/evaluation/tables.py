@@ -50,7 +50,7 @@ def details(systems: Summaries) -> str:
         if any(key in found for found in systems.values()):
             values = [shown(key, found.get(key), clips=True) for found in systems.values()]
             about = FIGURES[key].about if key in FIGURES else PREDICTED.get(key, "")
-            lines.append(_line([heading(key), *values, about]))
+            lines.append(_line([heading(key), *values, cell(about)]))
     return "\n".join(lines) + "\n"
 
 
@@ -185,6 +185,7 @@ def terminal(evaluation: Evaluation, listed: int = 20) -> Sequence[str]:
     """For a terminal: a line per figure, and what was not scored."""
     found = [f"{evaluation.name}: {len(evaluation.clips)} clips"]
     found += [f"  {heading(key):<42}{shown(key, value)}" for key, value in evaluation.summary().items()]
+    found += [f"{name}: {count} clips" for name, count in notes(evaluation).items()]
     lost = [*evaluation.missing, *evaluation.unreadable]
     found += [f"not scored: {len(lost)} clips"] * bool(lost) + [f"  {line}" for line in lost[:listed]]
     return [*found, f"  and {len(lost) - listed} more"] if len(lost) > listed else found
