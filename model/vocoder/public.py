@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.fairseq import read_checkpoint
 from model.vocoder.config import GeneratorConfig
-from model.vocoder.hifigan import Generator
+from model.vocoder.hifigan import ENDS, Generator
 from shards.config import load_config
 from shards.errors import UserError
 from shards.schema import HOP, MEL_BINS
@@ -53,7 +53,7 @@ def _generator(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The generator's tensors under their names in `Generator`."""
     prefixes = [prefix for prefix in PREFIXES if any(key.startswith(f"{prefix}conv_pre.") for key in tensors)]
     if not prefixes:
-        found = sorted({key.rsplit(".", 2)[0] for key in tensors})
+        found = sorted({key.rpartition(".")[0] or key for key in tensors})
         raise UserError(
             f"{path}: not a HiFi-GAN generator (no conv_pre, also not behind {', '.join(filter(None, PREFIXES))}); "
             f"it holds {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"
@@ -74,7 +74,7 @@ def _config(tensors: dict[str, Tensor], path: Path) -> GeneratorConfig:
 
     def shape(layer: str) -> tuple[int, ...]:
         for name in (f"{layer}.parametrizations.weight.original1", f"{layer}.weight"):
-            if name in tensors:
+            if name in tensors and tensors[name].dim() == 3:
                 return tuple(tensors[name].shape)
         raise UserError(f"{path}: not HiFi-GAN's generator: no {layer}.weight, .weight_g or .original0")
 
@@ -82,8 +82,11 @@ def _config(tensors: dict[str, Tensor], path: Path) -> GeneratorConfig:
         return len({found[0] for found in (re.match(pattern, key) for key in tensors) if found})
 
     first = shape("conv_pre")
-    if len(first) != 3 or first[1] != MEL_BINS:
-        raise UserError(f"{path}: its first layer reads {first[1:2]} channels, a mel here has {MEL_BINS}")
+    if first[1:] != (MEL_BINS, ENDS):
+        raise UserError(
+            f"{path}: its first layer reads {first[1]} channels with a kernel of {first[-1]}, "
+            f"here a mel has {MEL_BINS} and the kernel is {ENDS}"
+        )
     layers, blocks = count(r"ups\.\d+\."), count(r"resblocks\.\d+\.")
     kernels = tuple(shape(f"ups.{number}")[-1] for number in range(layers))
     if kernels not in LAYOUTS:
