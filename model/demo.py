@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.synthesize import Speech, synthesize
+from model.synthesis import Sampling
+from model.synthesize import Job, Speech, synthesize
 from model.train import Result, train
 from model.train_config import train_config
 from pipeline.build import Summary, build
@@ -74,7 +75,8 @@ def demo(
     )
     clip, held_out = _spoken_clip(Dataset(str(dataset)).clips())
     say(f"5/5 synthesize: {clip.uri}")
-    speech = synthesize(Path(clip.uri), folder / "run", folder / "spoken.mp4", seed=seed)
+    job = Job(str(folder / "run"), Sampling(seed=seed))
+    speech = synthesize(clip.uri, folder / "spoken.mp4", job)
     picture = draw_clip(str(dataset), clip.key, folder / "clip.png")
     return Tour(str(source), str(dataset), summary, training, speech, clip.text, held_out, picture)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import checkpoint as checkpoints
 from model.config import ModelConfig
-from model.griffinlim import playable
 from model.system import System
 from model.systems import build_network
+from model.vocoder.load import HiFiGAN, load_vocoder
 from model.windows import OVERLAP, WINDOW, Blend, ramp, starts
 from shards.augment import augmented, centred
 from shards.config import load_config
 from shards.errors import UserError
-from shards.mel import Filterbank
 from shards.schema import LIP_SIZE, MEL_PER_FRAME
 
 BLENDED = {"mu": 2, "logits": 1, "pitch": 1, "energy": 1}
@@ -80,19 +78,6 @@ class Spoken:
     timbre: NDArray[np.float32] | None = None
 
 
-class GriffinLim:
-    """Stand-in until model.vocoder.load is there."""
-
-    name = "Griffin-Lim"
-    needs = ("mel",)
-
-    def __init__(self, filterbank: Filterbank) -> None:
-        self._filterbank = filterbank
-
-    def __call__(self, spoken: Mapping[str, NDArray[Any]], seed: int = 0) -> NDArray[np.float32]:
-        return playable(spoken["mel"], self._filterbank, seed)
-
-
 class Synthesizer:
     """A trained system and a vocoder, loaded once.
 
@@ -124,25 +109,25 @@ class Synthesizer:
         self.device = pick_device(device)
         self.state = checkpoints.load(checkpoint)
         self.network = load_network(self.state, lip_weights).to(self.device)
-        self.vocoder = GriffinLim(self.state.dataset["stages"]["mel"]["settings"]["filterbank"])
+        filterbank = self.state.dataset["stages"]["mel"]["settings"]["filterbank"]
+        self.vocoder = load_vocoder(vocoder, filterbank, self.device)
 
     def facts(self) -> dict[str, Any]:
         """What made the speech, as JSON values."""
         return {
-            "system": self.state.shape.get("system", "faces2voices"),
+            "system": self.network.config.system,
             "step": self.state.step,
             "vocoder": self.vocoder.name,
             **asdict(self.sampling),
         }
 
     @cached_property
-    def digest(self) -> str:
-        """sha256 over every parameter and buffer of the network, the lip encoder's included, and its shape."""
-        digest = hashlib.sha256(json.dumps(self.state.shape, sort_keys=True).encode())
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+    def digests(self) -> dict[str, str]:
+        """sha256 over every parameter and buffer of the network, its lip encoder included, and of the vocoder."""
+        networks: dict[str, nn.Module] = {"network": self.network}
+        if isinstance(self.vocoder, HiFiGAN):
+            networks["vocoder"] = self.vocoder.network
+        return {f"{name}_sha256": _digest(network) for name, network in networks.items()}
 
     def speak(self, clips: Sequence[Mapping[str, NDArray[Any]]]) -> list[Spoken]:
         """Speech for silent clips.
@@ -152,7 +137,8 @@ class Synthesizer:
                 voice, timbre [D].
 
         Raises:
-            UserError: features of another width than the network's, or of different lengths.
+            UserError: features of another width than the network's, or of different lengths; a vocoder that reads
+                more than the system predicts.
         """
         with torch_threads(self.threads):
             # One by one: in a batch, sums are rounded in an order that depends on the other clips.
@@ -173,6 +159,12 @@ class Synthesizer:
         found |= {
             name: prediction[name][0].cpu().numpy() for name in ("pitch", "energy", "timbre") if name in prediction
         }
+        missing = [name for name in self.vocoder.needs if name not in found]
+        if missing:
+            raise UserError(
+                f"{self.vocoder.name}: reads {', '.join(missing)}, which this checkpoint's system does not predict; "
+                "take a vocoder that reads the mel alone"
+            )
         return Spoken(wave=self.vocoder(found, how.seed), **found)
 
     def _predict(self, clip: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -223,6 +215,14 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_features(clip: Mapping[str, NDArray[Any]], shape: ModelConfig) -> None:

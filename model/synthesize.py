@@ -1,52 +1,197 @@
-"""Silent video in, speech out."""
+"""Silent videos in, files with speech out: one video, a folder, or a list, in this process or on Ray."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
-from model import checkpoint
-from model.griffinlim import playable
-from model.synthesis import load_network
-from shards.augment import augmented, centred
+from model import checkpoint as checkpoints
+from model.synthesis import Sampling, Spoken, Synthesizer, torch_threads
 from shards.codec import encode
 from shards.errors import UserError
+from shards.progress import Progress
 from shards.schema import FIELDS, SAMPLE_RATE
-from shards.storage import open_store
+from shards.storage import is_remote, open_store
+
+if TYPE_CHECKING:
+    from pipeline.stage import Clip
+
+Format = Literal["wav", "mp4"]
+SAVED = ("units", "pitch", "energy", "timbre", "mel")
+"""Predictions that can be written beside the speech."""
+FAILED = "failed.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What speech is made with, and what of it is written; plain values, so that it can go to another machine.
+
+    Attributes:
+        checkpoint: file, or folder of a training run.
+        vocoder, lip_weights, device, sampling, threads: see `model.synthesis.Synthesizer`.
+        track: number of the face that speaks, see `pipeline.prepare.Preparer.fields`.
+        save: names among `SAVED`, written as `.npz`.
+
+    Raises:
+        UserError: a name that is not among `SAVED`, or no thread.
+    """
+
+    checkpoint: str
+    sampling: Sampling = field(default_factory=Sampling)
+    vocoder: str | None = None
+    lip_weights: Path | None = None
+    device: str = "auto"
+    threads: int = 1
+    track: int | None = None
+    save: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.save if name not in SAVED]
+        if unknown:
+            raise UserError(f"--save {unknown[0]}: choose from {', '.join(SAVED)}")
+        if self.threads < 1:
+            raise UserError(f"--threads {self.threads}: must be 1 or more")
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What was written: the wav, and the video with sound (None where only a wav was asked for)."""
+    """What was written: the wav, the video with sound and the predictions (None where they were not asked for)."""
 
     wav: Path
     video: Path | None
     seconds: float
     step: int
     vocoder: str
+    predictions: Path | None = None
 
 
-def synthesize(
-    video: Path,
-    run: Path,
-    output: Path,
-    steps: int = 10,
-    guidance: float = 0.7,
-    temperature: float = 1.0,
-    seed: int = 0,
-    lip_weights: Path | None = None,
-) -> Speech:
-    """Speak for a silent video; sound that it may have is not used.
+@dataclass(frozen=True)
+class Task:
+    """A clip of many: where its speech goes (`.wav`, or `.mp4` with a `.wav` beside it), and what it is made with."""
+
+    key: str
+    clip: Clip
+    output: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip without speech: the code that quarantine would have, or `worker_died`."""
+
+    key: str
+    uri: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of many clips: `made` now, `kept` from before, and `failed`, each in the order of the source."""
+
+    output: Path
+    made: list[Speech] = field(default_factory=list)
+    kept: int = 0
+    failed: list[Failure] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reason -> failed clips."""
+        return dict(sorted(Counter(failure.reason for failure in self.failed).items()))
+
+
+class Speaker:
+    """Everything that a job needs, loaded once.
+
+    Raises:
+        UserError: a checkpoint or vocoder that cannot be used, or other stage weights than its training had.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.synthesizer = Synthesizer(
+            job.checkpoint, job.vocoder, job.lip_weights, job.device, job.sampling, job.threads
+        )
+        from pipeline.prepare import Preparer
+
+        dataset = self.synthesizer.state.dataset
+        self._preparer = Preparer(dataset["profile"], dataset["stages"])
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the speech of a clip besides the clip, as JSON values."""
+        facts = self.synthesizer.facts() | self.synthesizer.digests
+        return facts | {"threads": self.job.threads, "track": self.job.track, "save": list(self.job.save)}
+
+    def speak(self, clip: Clip, output: Path, facts: dict[str, Any] | None = None) -> Speech:
+        """Speak for a clip and write the files; its sound, where it has any, tells at most who of several speaks.
+
+        Args:
+            facts: written to a `.json` beside the speech, after everything else; None where no such file is wanted.
+
+        Raises:
+            pipeline.prepare.Unusable: the clip cannot be used.
+            UserError: a prediction to be saved that this system does not make.
+        """
+        with torch_threads(self.job.threads):
+            fields = self._preparer.fields(clip, self.job.track)
+        (spoken,) = self.synthesizer.speak([{name: fields[name] for name in ("lips", "identity", "expression")}])
+        arrays = self._chosen(spoken)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record = output.with_suffix(".json")
+        if facts is not None:
+            # It vouches for the others, so it goes first and comes last.
+            record.unlink(missing_ok=True)
+        predictions = output.with_suffix(".npz") if arrays else None
+        if predictions:
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)
+            _write(predictions, packed.getvalue())
+        wav, video = output.with_suffix(".wav"), output if output.suffix.lower() == ".mp4" else None
+        write_wav(wav, spoken.wave)
+        if video:
+            from pipeline.media import decode_video
+            from pipeline.mux import write_video
+
+            write_video(video, decode_video(clip.uri, clip.start, clip.end), spoken.wave)
+        seconds = len(spoken.wave) / SAMPLE_RATE
+        if facts is not None:
+            about = {"source": clip.uri, "seconds": seconds, "face": fields["track"], "made_with": facts}
+            _write(record, json.dumps(about, indent=1).encode())
+        made = self.synthesizer
+        return Speech(wav, video, seconds, made.state.step, made.vocoder.name, predictions)
+
+    def attempt(self, task: Task) -> Speech | Failure:
+        """`speak` for one of many: what concerns this clip alone becomes a `Failure`."""
+        from pipeline.prepare import Unusable
+
+        try:
+            return self.speak(task.clip, task.output, task.facts)
+        except Unusable as error:
+            return Failure(task.key, task.clip.uri, error.reason.value, error.message)
+
+    def _chosen(self, spoken: Spoken) -> dict[str, Any]:
+        found = {name: getattr(spoken, name) for name in self.job.save}
+        missing = [name for name, value in found.items() if value is None]
+        if missing:
+            there = ", ".join(name for name in SAVED if getattr(spoken, name) is not None)
+            raise UserError(f"--save {missing[0]}: this checkpoint's system predicts no such thing; it has {there}")
+        return found
+
+
+def synthesize(video: str, output: Path, job: Job) -> Speech:
+    """Speak for one video.
 
     Args:
-        run: checkpoint file, or the folder of a training run.
-        output: `.mp4` writes the video with sound and a `.wav` beside it; `.wav` writes that alone.
-        steps, guidance, temperature: Euler steps, guidance scale beta and scale of the first noise.
-        lip_weights: see `load_network`.
+        output: `.mp4` writes the video with sound and a `.wav` beside it; `.wav` writes that alone. With `job.save`
+            there are a `.npz` and a `.json` besides.
 
     Raises:
         UserError: unusable video, checkpoint or output name.
@@ -55,39 +200,123 @@ def synthesize(
         raise UserError(f"{output}: the output must end in .mp4 or .wav")
     if not output.parent.is_dir():
         raise UserError(f"{output}: folder {output.parent} is missing")
-    if output.resolve() == video.resolve():
+    if not is_remote(video) and output.resolve() == Path(video).resolve():
         raise UserError(f"{output}: would overwrite the input")
-    if steps < 1 or not (0 <= guidance < math.inf and 0 <= temperature < math.inf):
-        raise UserError("--steps must be 1 or more, --guidance and --temperature 0 or more")
-    state = checkpoint.load(run)
-    network = load_network(state, lip_weights)
+    speaker = Speaker(job)
 
-    from pipeline.prepare import visual_fields
+    from pipeline.stage import Clip
 
-    fields = visual_fields(video, state.dataset["profile"], state.dataset["stages"])
-    batch = {
-        "frames": torch.tensor([len(fields["lips"])]),
-        "lips": torch.from_numpy(augmented(fields["lips"], centred(len(fields["lips"]))))[None, None],
-        "identity": torch.from_numpy(fields["identity"].astype(np.float32))[None],
-        "expression": torch.from_numpy(fields["expression"].astype(np.float32))[None],
-    }
-    noise = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        spoken = network.synthesize(batch, steps=steps, guidance=guidance, temperature=temperature, generator=noise)
-    mel = spoken["mel"][0].T.numpy()
-    samples = playable(mel, state.dataset["stages"]["mel"]["settings"]["filterbank"], seed)
+    return speaker.speak(
+        Clip(key=Path(video).name, uri=video, digest=""), output, speaker.facts() if job.save else None
+    )
 
-    sound = output.with_suffix(".wav")
-    write_wav(sound, samples)
-    if output.suffix.lower() == ".mp4":
-        from pipeline.media import decode_video
-        from pipeline.mux import write_video
 
-        write_video(output, decode_video(str(video)), samples)
-    picture = output if output.suffix.lower() == ".mp4" else None
-    return Speech(sound, picture, len(samples) / SAMPLE_RATE, state.step, "Griffin-Lim")
+def synthesize_many(
+    source: str,
+    output: Path,
+    job: Job,
+    format: Format = "wav",
+    force: bool = False,
+    workers: int = 0,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
+) -> Report:
+    """Speak for the clips of a folder or list, each to a file of the same relative name below `output`.
+
+    A clip whose files are there, made of the same video with the same network and settings, is kept. Clips that cannot
+    be used are listed in `failed.csv` below `output`.
+
+    Args:
+        source: see `model.speech_list.list_videos`.
+        force: make all anew.
+        workers: processes of a Ray on this machine or of the cluster at `ray_address`; 0: this process.
+        gpus: share of a GPU for each worker.
+
+    Raises:
+        UserError: unusable source, checkpoint or output.
+    """
+    from model.speech_list import check_output, list_videos
+
+    check_output(source, output)
+    clips = list_videos(source)
+    job = replace(job, checkpoint=_one_file(job.checkpoint))
+    speaker = Speaker(job)
+    facts = speaker.facts() | {"format": format}
+    tasks = [
+        Task(key, clip, output.absolute() / f"{key}.{format}", facts | _source(clip)) for key, clip in clips.items()
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    waiting = [task for task in tasks if force or not is_made(task)]
+    report = Report(output, kept=len(tasks) - len(waiting))
+    with Progress("synthesize", len(waiting), "clips") as progress:
+        for task, outcome in zip(waiting, _outcomes(speaker, waiting, workers, gpus, ray_address), strict=True):
+            if isinstance(outcome, Failure):
+                report.failed.append(outcome)
+                progress.note(f"{task.clip.uri}: {outcome.reason}: {outcome.message}")
+            else:
+                report.made.append(outcome)
+            progress.advance()
+    _write_failed(output, report.failed)
+    return report
+
+
+def is_made(task: Task) -> bool:
+    """Whether a clip's files are there and made as they would be now."""
+    ending = {".wav", task.output.suffix, *([".npz"] if task.facts["save"] else [])}
+    if not all(task.output.with_suffix(suffix).is_file() for suffix in ending):
+        return False
+    try:
+        record = json.loads(task.output.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("made_with") == task.facts
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
-    open_store(str(path.parent)).write(path.name, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
+    _write(path, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    open_store(str(path.parent)).write(path.name, data)
+
+
+def _source(clip: Clip) -> dict[str, Any]:
+    """What decides the speech of a clip in its media."""
+    return {"sha256": clip.digest, "start": clip.start, "end": clip.end}
+
+
+def _one_file(checkpoint: str) -> str:
+    """The newest checkpoint of a folder: a training that goes on meanwhile must not change what workers load."""
+    uri = checkpoints.as_uri(checkpoint)
+    if not is_remote(uri):
+        uri = str(Path(uri).absolute())
+    if uri.endswith(checkpoints.SUFFIX):
+        return uri
+    names = checkpoints.found(uri) if is_remote(uri) or Path(uri).is_dir() else []
+    return f"{uri}/{names[-1]}" if names else uri
+
+
+def _outcomes(
+    speaker: Speaker, tasks: Sequence[Task], workers: int, gpus: float, ray_address: str | None
+) -> Iterator[Speech | Failure]:
+    """What came of each task, in their order."""
+    if not workers and ray_address is None:
+        yield from map(speaker.attempt, tasks)
+        return
+    from model.batch_synthesis import on_ray
+
+    yield from on_ray(speaker.job, tasks, workers, gpus, ray_address)
+
+
+def _write_failed(output: Path, failed: Sequence[Failure]) -> None:
+    """The list of clips without speech; none where there are none."""
+    if not failed:
+        (output / FAILED).unlink(missing_ok=True)
+        return
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["key", "uri", "reason", "message"])
+    rows.writerows([each.key, each.uri, each.reason, each.message] for each in failed)
+    _write(output / FAILED, text.getvalue().encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,3 +75,34 @@ def join_tracks(
         for number in set(range(len(faces.boxes))) - taken:
             tracks.append(Track({frame: faces.boxes[number]}, {frame: faces.points[number]}))
     return tracks
+
+
+def left_to_right(tracks: Sequence[Track]) -> list[Track]:
+    """Ordered by the mean left edge of their boxes."""
+    return sorted(tracks, key=lambda track: float(np.mean([box[0] for box in track.boxes.values()])))
+
+
+def filled(track: Track, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [F, 4] and points [F, 5, 2] of a track in every frame, float64."""
+    from pipeline.align import fill_gaps
+
+    frames = range(total)
+    return fill_gaps([track.boxes.get(n) for n in frames]), fill_gaps([track.points.get(n) for n in frames])
+
+
+def track_record(track: Track, tracks: int, chosen: int, scores: Sequence[float]) -> dict[str, Any]:
+    """The field `track`.
+
+    `by` is how the face was chosen: `only`, `largest` of several (the others were small or there for a moment), or
+    `speaks`, with `scores` of the candidates from left to right, the place of the chosen one among them and its margin.
+    """
+    others = [score for number, score in enumerate(scores) if number != chosen]
+    return {
+        "tracks": tracks,
+        "candidates": max(len(scores), 1),
+        "chosen": chosen,
+        "box": [round(float(side), 1) for side in np.mean(list(track.boxes.values()), axis=0)],
+        "by": "speaks" if scores else "only" if tracks == 1 else "largest",
+        "scores": [round(score, 4) for score in scores],
+        "margin": round(scores[chosen] - max(others), 4) if others else None,
+    }

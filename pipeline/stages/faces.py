@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,7 @@ from pipeline.networks.detector import detector_file, make_detector
 from pipeline.networks.device import Precision
 from pipeline.prefetch import prefetched
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
-from pipeline.tracks import Track, join_tracks
+from pipeline.tracks import Track, filled, join_tracks, left_to_right, track_record
 from shards.config import Config
 from shards.schema import FACE_SIZE, VIDEO_RATE
 
@@ -80,6 +80,17 @@ class Seen:
     cuts: list[int]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Faces of a clip: what was seen, the number of tracks; those that last, and those among them that may be the
+    speaker's, left to right."""
+
+    seen: Seen
+    tracks: int
+    lasting: list[Track]
+    candidates: list[Track]
+
+
 class Faces(Stage[FacesConfig]):
     """Decodes the media, writes `boxes` float32 [F, 4], `points5` float32 [F, 5, 2], `face` uint8 [F, 112, 112, 3] and
     `track`, how the face was chosen.
@@ -121,9 +132,32 @@ class Faces(Stage[FacesConfig]):
             Reject: TOO_SHORT, TOO_LONG, NO_FACE, FACE_LOST, SEVERAL_FACES, or what decoding finds.
         """
         from pipeline import media
+        from pipeline.speaker import mouth_motion
 
-        clip, config = item.clip, self.config
+        clip = item.clip
         frames = Frames(lambda: media.decode_video(clip.uri, clip.start, clip.end))
+        found = self.find(clip, frames)
+        paths = [filled(track, found.seen.total) for track in found.candidates]
+        flux = self.flux(clip, found)
+        crops = face_crops(frames, [points for _, points in paths]) if flux is not None else None
+        chosen, scores = self.choose(clip, found, flux, map(mouth_motion, crops or ()))
+        track = found.candidates[chosen]
+        self.check(clip, track, found.seen)
+        boxes, points = paths[chosen]
+        return {
+            "boxes": boxes.astype(np.float32),
+            "points5": points.astype(np.float32),
+            "face": crops[chosen] if crops is not None else face_crops(frames, [points])[0],
+            "track": track_record(track, found.tracks, chosen, scores),
+        }
+
+    def find(self, clip: Clip, frames: Iterable[np.ndarray]) -> Found:
+        """The faces of a clip and those that may be the speaker's.
+
+        Raises:
+            Reject: TOO_SHORT, TOO_LONG, NO_FACE, or what decoding finds.
+        """
+        config = self.config
         seen = self._look(clip, frames)
         if seen.total < config.min_frames:
             raise Reject(Reason.TOO_SHORT, f"{clip.uri}: {seen.total} frames at 25 Hz, at least {config.min_frames}")
@@ -131,27 +165,27 @@ class Faces(Stage[FacesConfig]):
         tracks = join_tracks(seen.found, config.track_overlap, gap, seen.looked, seen.cuts)
         if not tracks:
             raise Reject(Reason.NO_FACE, f"{clip.uri}: no face in any of {seen.total} frames")
-        candidates = self._candidates(tracks, seen)
-        paths = [filled(track, seen.total) for track in candidates]
-        flux = self._flux(clip, seen.total) if len(candidates) > 1 else None
-        crops: list[np.ndarray] | None = None
-        scores: tuple[float, ...] = ()
-        if flux is None:
-            chosen = self._without_sound(clip, candidates)
-        else:
-            crops = face_crops(frames, [points for _, points in paths])
-            chosen, scores = self._by_sound(clip, candidates, crops, flux)
-        track = candidates[chosen]
-        self._check(clip, track, seen)
-        boxes, points = paths[chosen]
-        return {
-            "boxes": boxes.astype(np.float32),
-            "points5": points.astype(np.float32),
-            "face": crops[chosen] if crops is not None else face_crops(frames, [points])[0],
-            "track": track_record(track, len(tracks), chosen, scores),
-        }
+        # A spurious detection may be large, and so may a passer-by: faces that stay come first.
+        lasting = [track for track in tracks if len(track.boxes) * config.every > config.max_gap] or tracks
+        return Found(seen, len(tracks), left_to_right(lasting), left_to_right(self._candidates(lasting, seen)))
 
-    def _look(self, clip: Clip, frames: Frames) -> Seen:
+    def choose(
+        self, clip: Clip, found: Found, flux: np.ndarray | None, motions: Iterable[np.ndarray]
+    ) -> tuple[int, tuple[float, ...]]:
+        """Place of the speaker among the candidates, and the scores of all where the sound told.
+
+        Args:
+            flux: see `flux`; None: there is no sound, or no need of it.
+            motions: of the candidates' mouths, float64 [F] each.
+
+        Raises:
+            Reject: SEVERAL_FACES.
+        """
+        if flux is None:
+            return self._without_sound(clip, found.candidates), ()
+        return self._by_sound(clip, found.candidates, list(motions), flux)
+
+    def _look(self, clip: Clip, frames: Iterable[np.ndarray]) -> Seen:
         """Look at the frames, a batch at a time."""
         from pipeline.shots import ShotFinder
 
@@ -187,10 +221,8 @@ class Faces(Stage[FacesConfig]):
         gap = max(self.config.max_gap, self.config.every - 1)
         return track.longest_gap(seen.total) > gap or len(track.boxes) < self.config.min_coverage * len(seen.looked)
 
-    def _candidates(self, tracks: Sequence[Track], seen: Seen) -> list[Track]:
-        """The largest face and those that are there beside it and not much smaller, left to right."""
-        # A spurious detection may be large, and so may a passer-by: faces that stay come first.
-        lasting = [track for track in tracks if len(track.boxes) * self.config.every > self.config.max_gap] or tracks
+    def _candidates(self, lasting: Sequence[Track], seen: Seen) -> list[Track]:
+        """The largest face and those that are there beside it and not much smaller."""
         staying = [track for track in lasting if not self._lost(track, seen)]
         best = max(staying or lasting, key=lambda track: track.size)
 
@@ -198,11 +230,16 @@ class Faces(Stage[FacesConfig]):
             share = len(set(track.boxes) & set(best.boxes)) / len(seen.looked)
             return share >= self.config.rival_share and track.size >= self.config.rival * best.size
 
-        chosen = [track for track in lasting if track is best or may_speak(track)]
-        return sorted(chosen, key=lambda track: float(np.mean([box[0] for box in track.boxes.values()])))
+        return [track for track in lasting if track is best or may_speak(track)]
 
-    def _flux(self, clip: Clip, total: int) -> np.ndarray | None:
-        """Change of the sound per frame, or None where there is no sound to speak of."""
+    def flux(self, clip: Clip, found: Found) -> np.ndarray | None:
+        """Change of the sound per frame, float64 [F]; None where there is no sound to speak of, or one face alone.
+
+        Raises:
+            Reject: what decoding finds.
+        """
+        if len(found.candidates) < 2:
+            return None
         from pipeline import media
         from pipeline.speaker import spectral_flux
         from pipeline.stages.audio import level_dbfs
@@ -215,7 +252,7 @@ class Faces(Stage[FacesConfig]):
             raise
         if not len(sound) or not np.isfinite(sound).all() or level_dbfs(sound) < SILENCE_DBFS:
             return None
-        return spectral_flux(sound, total)
+        return spectral_flux(sound, found.seen.total)
 
     def _without_sound(self, clip: Clip, candidates: Sequence[Track]) -> int:
         if len(candidates) > 1:
@@ -228,11 +265,10 @@ class Faces(Stage[FacesConfig]):
         return 0
 
     def _by_sound(
-        self, clip: Clip, candidates: Sequence[Track], crops: Sequence[np.ndarray], flux: np.ndarray
+        self, clip: Clip, candidates: Sequence[Track], motions: Sequence[np.ndarray], flux: np.ndarray
     ) -> tuple[int, tuple[float, ...]]:
-        from pipeline.speaker import choose_speaker, mouth_motion
+        from pipeline.speaker import choose_speaker
 
-        motions = [mouth_motion(faces) for faces in crops]
         for motion, track in zip(motions, candidates, strict=True):
             motion[: track.first] = motion[track.last + 1 :] = 0
         choice = choose_speaker(motions, flux, self.config.speaks, self.config.lead)
@@ -246,7 +282,8 @@ class Faces(Stage[FacesConfig]):
             )
         return choice.best, choice.scores
 
-    def _check(self, clip: Clip, track: Track, seen: Seen) -> None:
+    def check(self, clip: Clip, track: Track, seen: Seen) -> None:
+        """Raises Reject: FACE_LOST."""
         if self._lost(track, seen):
             cuts = ", ".join(f"{cut / VIDEO_RATE:.2f}" for cut in seen.cuts)
             shots = f"; the shot changes at {cuts} s" if cuts else ""
@@ -256,14 +293,6 @@ class Faces(Stage[FacesConfig]):
                 f"{track.longest_gap(seen.total)} in a row (allowed {self.config.max_gap}){shots}; cut the clip to the "
                 "part with one face, or build with --segment, which cuts where shots change and faces come and go",
             )
-
-
-def filled(track: Track, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [F, 4] and points [F, 5, 2] of a track in every frame, float64."""
-    from pipeline.align import fill_gaps
-
-    frames = range(total)
-    return fill_gaps([track.boxes.get(n) for n in frames]), fill_gaps([track.points.get(n) for n in frames])
 
 
 def face_crops(frames: Frames, paths: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -276,21 +305,3 @@ def face_crops(frames: Frames, paths: Sequence[np.ndarray]) -> list[np.ndarray]:
         for points, into in zip(smooth, crops, strict=True):
             into[number] = align.warp(frame, align.similarity(points[number], align.ARCFACE), FACE_SIZE)
     return crops
-
-
-def track_record(track: Track, tracks: int, chosen: int, scores: Sequence[float]) -> dict[str, Any]:
-    """The field `track`.
-
-    `by` is how the face was chosen: `only`, `largest` of several (the others were small or there for a moment), or
-    `speaks`, with `scores` of the candidates from left to right, the place of the chosen one among them and its margin.
-    """
-    others = [score for number, score in enumerate(scores) if number != chosen]
-    return {
-        "tracks": tracks,
-        "candidates": max(len(scores), 1),
-        "chosen": chosen,
-        "box": [round(float(side), 1) for side in np.mean(list(track.boxes.values()), axis=0)],
-        "by": "speaks" if scores else "only" if tracks == 1 else "largest",
-        "scores": [round(score, 4) for score in scores],
-        "margin": round(scores[chosen] - max(others), 4) if others else None,
-    }
