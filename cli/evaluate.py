@@ -64,15 +64,12 @@ def _evaluate(args: argparse.Namespace) -> Evaluation:
     if args.texts:
         raise UserError("--texts: the texts of a dataset are in its shards; leave it out")
     from model.evaluation.split_clips import SplitClips
-    from model.evaluation.spoken import evaluate_checkpoint, vocoder_file
+    from model.evaluation.spoken import evaluate_checkpoint
     from model.synthesis import Synthesizer
 
     how = sampling(args)
     clips = SplitClips(args.dataset, args.split, args.clips)
     synthesizer = Synthesizer(args.checkpoint, args.vocoder, args.lip_weights, args.device, how)
-    facts = vocoder_file(args.vocoder)
-    evaluation = evaluate_checkpoint(
-        synthesizer, clips, config, args.output, args.name, args.workers, args.cache, facts=facts
-    )
+    evaluation = evaluate_checkpoint(synthesizer, clips, config, args.output, args.name, args.workers, args.cache)
     evaluation.facts["checkpoint"] = str(args.checkpoint)
     return evaluation

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from model.evaluation.quoted import LABELS, TABLE_4
     from model.evaluation.split_clips import SplitClips
-    from model.evaluation.spoken import REFERENCE, evaluate_checkpoint, vocoder_file
+    from model.evaluation.spoken import REFERENCE, evaluate_checkpoint
     from model.evaluation.sweeps import EVALUATED, ablation_runs, has_run, report, train_runs
     from model.evaluation.tables import json_text, write
     from model.synthesis import Synthesizer
@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     names = ablation_runs(args.only.split(",") if args.only else ())
     config, how = measuring(args), sampling(args)
     clips = SplitClips(args.dataset, args.split, args.clips)
-    facts = vocoder_file(args.vocoder)
     if args.no_train:
         names = [name for name in names if has_run(args.output, name)]
         if "full" not in names:
@@ -72,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
             args.workers,
             args.cache,
             args.output / REFERENCE,
-            facts,
         )
         write(evaluation, folder)
         evaluations.append(evaluation)

@@ -25,7 +25,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from model.evaluation.quoted import TABLE_5
     from model.evaluation.split_clips import SplitClips
-    from model.evaluation.spoken import vocoder_file
     from model.evaluation.sweeps import report, sweep_guidance
     from model.evaluation.tables import json_text
     from model.synthesis import Sampling, Synthesizer
@@ -41,11 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = measuring(args)
     ways = [Sampling(count, scale, args.temperature, args.seed) for count in steps for scale in scales]
     clips = SplitClips(args.dataset, args.split, args.clips)
-    facts = vocoder_file(args.vocoder)
     synthesizer = Synthesizer(args.checkpoint, args.vocoder, args.lip_weights, args.device, ways[0])
-    evaluations = sweep_guidance(
-        synthesizer, clips, config, args.output, scales, steps, args.workers, args.cache, facts
-    )
+    evaluations = sweep_guidance(synthesizer, clips, config, args.output, scales, steps, args.workers, args.cache)
     # What is swept is held against the usual way to speak, where that is among them.
     usual = [number for number, way in enumerate(ways) if (way.steps, way.guidance) == (10, 0.7)]
     baseline = evaluations[usual[0] if usual else 0].name

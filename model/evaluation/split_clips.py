@@ -82,9 +82,9 @@ class SplitClips:
                 "give a dataset of its profile"
             )
         for stage in SEEN:
-            old, new = Recipe.model_validate(facts["stages"][stage]), self.recipes[stage]
-            if old != new:
-                how = "; ".join(difference(old, new))
+            old, new = facts["stages"].get(stage), self.recipes.get(stage)
+            if (old and Recipe.model_validate(old)) != new:
+                how = "; ".join(difference(Recipe.model_validate(old), new)) if old and new else "only one has it"
                 raise UserError(
                     f"{checkpoint} was trained on other {stage} than {self.uri} holds ({how}); build the dataset with "
                     "the settings of its training"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model import checkpoint
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import ClipScores, Evaluation, score
 from model.evaluation.figures import Sums
@@ -22,7 +21,7 @@ from shards.errors import UserError
 from shards.pitch import standardise
 from shards.progress import Progress
 from shards.schema import FIELDS, SchemaError
-from shards.storage import Store, open_store, open_uri
+from shards.storage import Store, open_store
 
 if TYPE_CHECKING:
     from model.synthesis import Spoken, Synthesizer
@@ -40,7 +39,6 @@ def evaluate_checkpoint(
     workers: int | None = None,
     cache: Path | None = None,
     references: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
     make: Make | None = None,
 ) -> Evaluation:
     """Speak for clips and score them; speech that is there already, made in the same way, is not made again.
@@ -54,14 +52,13 @@ def evaluate_checkpoint(
         out: folder.
         name: of the system; default what the synthesizer says it is.
         references: folder for the references, for several evaluations on the same clips; default below `out`.
-        facts: what else the record should say, and speech depend on.
         make: see `evaluate.score`.
 
     Raises:
         UserError: clips that were prepared in another way than those of training, or see `evaluate.score`.
     """
     clips.check_made_for(synthesizer.state.dataset, f"step {synthesizer.state.step}")
-    made = {**synthesizer.facts(), "digest": synthesizer.digest, **(facts or {})}
+    made = {**synthesizer.facts(), **synthesizer.digests}
     source = {"dataset": clips.uri, "index": clips.index, "split": clips.split}
     folder = (references or out / REFERENCE).absolute()
     pairs, predicted, lost = _speak(synthesizer, clips, out, folder, {**made, **source})
@@ -73,26 +70,6 @@ def evaluate_checkpoint(
     evaluation.unreadable = lost + evaluation.unreadable
     evaluation.facts |= {"made": made, **source, "generated": str(out / SPEECH), "reference": str(folder)}
     return evaluation
-
-
-def vocoder_file(place: str | Path | None) -> dict[str, Any]:
-    """Which file a vocoder came from: its address and a stamp that changes with its content. None: nothing.
-
-    Raises:
-        UserError: neither a file nor a folder with a checkpoint.
-    """
-    if place is None:
-        return {}
-    uri = checkpoint.as_uri(place)
-    store, name = open_uri(uri)
-    found = store.find(name)
-    if found is None:
-        names = checkpoint.found(uri)
-        if not names:
-            raise UserError(f"{uri}: no vocoder; name a checkpoint, or the folder of a run of `f2v vocoder train`")
-        found = open_store(uri).find(names[-1])
-        uri = f"{uri}/{names[-1]}"
-    return {"vocoder_file": uri, "vocoder_stamp": found and f"{found.size} {found.stamp}"}
 
 
 def _speak(

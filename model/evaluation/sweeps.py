@@ -41,7 +41,6 @@ def sweep_guidance(
     steps: Sequence[int],
     workers: int | None = None,
     cache: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
     make: Make | None = None,
 ) -> list[Evaluation]:
     """An evaluation for every pair of step count and guidance scale, each with a folder of its own below `out`.
@@ -57,7 +56,7 @@ def sweep_guidance(
             name = f"guidance {scale:g}" + (f", {count} steps" if len(steps) > 1 else "")
             folder = out / EVALUATED / f"guidance-{scale:g}-steps-{count}"
             evaluation = evaluate_checkpoint(
-                synthesizer, clips, config, folder, name, workers, cache, out / REFERENCE, facts, make
+                synthesizer, clips, config, folder, name, workers, cache, out / REFERENCE, make
             )
             write(evaluation, folder)
             found.append(evaluation)
