@@ -68,8 +68,10 @@ class Speaker:
 
         None where less than `SHORTEST` of it is voice.
         """
-        voice = voiced(louder(wave))
-        return None if len(voice) < SHORTEST * SAMPLE_RATE else self.embed_voice(voice)
+        shortest = SHORTEST * SAMPLE_RATE
+        if len(wave) < shortest or len(voice := voiced(louder(wave))) < shortest:
+            return None
+        return self.embed_voice(voice)
 
     @torch.inference_mode()
     def embed_voice(self, voice: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -83,22 +85,20 @@ class Speaker:
 
 
 def louder(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Raise a signal to -30 dBFS where it is quieter; digital silence stays."""
+    """Raise a signal [N], N at least 1, to -30 dBFS where it is quieter; digital silence stays."""
     level = float(np.sqrt(np.mean(wave.astype(np.float64) ** 2)))
     gain = 10 ** (LOUDNESS / 20) / level if level > 0 else 1.0
     return (wave * gain).astype(np.float32) if gain > 1 else wave
 
 
 def voiced(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is left without long pauses, by WebRTC's detector at its strictest.
+    """What is left of a signal [N] of 30 ms or more without its long pauses, by WebRTC's detector at its strictest.
 
     Decisions every 30 ms are averaged over eight of them; what is voice then keeps three more on either side.
     """
     import webrtcvad
 
     wave = wave[: len(wave) // VOICE * VOICE]
-    if not len(wave):
-        return wave
     pcm = np.round(np.clip(wave, -1, 1) * 32767).astype("<i2")
     detector = webrtcvad.Vad(3)
     flags = [detector.is_speech(part.tobytes(), SAMPLE_RATE) for part in pcm.reshape(-1, VOICE)]
