@@ -1,0 +1,278 @@
+"""Several systems on the same clips: one table, paired differences, and what a page about them shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.bootstrap import Interval, paired, summarise
+from model.evaluation.config import EvaluationConfig, Family
+from model.evaluation.contestants import common_clips
+from model.evaluation.evaluate import ClipScores, Evaluation, score
+from model.evaluation.figures import FIGURES, Sums
+from model.evaluation.partners import draw, find_pairs
+from model.evaluation.quoted import TABLE_2, PaperTable
+from model.evaluation.scoring import Make
+from model.evaluation.tables import MAIN, cell, clip_value, details, differences, heading, json_text, number, shown
+from shards.errors import UserError
+from shards.storage import open_store
+
+ALONE: tuple[Family, ...] = ("dnsmos", "mos", "words")
+"""Families that judge a sound by itself, or against its text: the reference has them too."""
+RANKED_BY = ("cer", "wer", "utmos", "distillmos", "dnsmos_ovrl", "rmse_f0_clip", "mae_energy", "secs")
+"""Figures to rank clips by: the first that the last system has. Characters tell more clips apart than words do."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems scored on the clips that all of them have.
+
+    Attributes:
+        reference, last: names of the original sound, and of the system that the others are held against.
+        evaluations: by system, in the order in which they were named; each has the same clips in the same order.
+        lacking: clip -> systems that have no file of it.
+        unreadable: a line per clip that could not be scored: system, clip and why. No system has such a clip.
+    """
+
+    reference: str
+    last: str
+    evaluations: dict[str, Evaluation]
+    lacking: dict[str, list[str]]
+    unreadable: list[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """Clips that were scored."""
+        return [clip.key for clip in self.evaluations[self.last].clips]
+
+    def clip(self, system: str, key: str) -> ClipScores:
+        """Raises KeyError."""
+        return {clip.key: clip for clip in self.evaluations[system].clips}[key]
+
+    def summaries(self) -> dict[str, dict[str, Interval]]:
+        """System -> figure -> value with interval."""
+        return {name: evaluation.summary() for name, evaluation in self.evaluations.items()}
+
+    def differences(self) -> dict[str, dict[str, Interval]]:
+        """System -> figure -> its value less that of the last system, on the clips that both have the figure of."""
+        last = self.evaluations[self.last].sums()
+        return {name: paired(one.sums(), last) for name, one in self.evaluations.items() if name != self.last}
+
+    def best(self) -> dict[str, str]:
+        """Figure -> the best system, only where it is surely so (see `surely_best`). The reference does not compete."""
+        return surely_best({name: one.sums() for name, one in self.evaluations.items() if name != self.reference})
+
+
+def surely_best(systems: dict[str, dict[str, Sums]]) -> dict[str, str]:
+    """Figure -> the system with the best value, where the paired 95 % interval of its difference to the runner-up
+    does not hold 0. Figures of which neither way is better, and those that only one system has, name nobody.
+
+    Args:
+        systems: name -> clip -> sums.
+    """
+    found: dict[str, str] = {}
+    values = {name: summarise(list(clips.values())) for name, clips in systems.items()}
+    for key, figure in FIGURES.items():
+        ranked = [name for name in systems if key in values[name]]
+        if figure.better is None or len(ranked) < 2:
+            continue
+        ranked.sort(key=lambda name: values[name][key].value, reverse=figure.better == "higher")
+        apart = paired(systems[ranked[0]], systems[ranked[1]]).get(key)
+        if apart is not None and (apart.low > 0 if figure.better == "higher" else apart.high < 0):
+            found[key] = ranked[0]
+    return found
+
+
+def compare(
+    systems: dict[str, Path],
+    reference: str,
+    config: EvaluationConfig,
+    workers: int | None = None,
+    cache: Path | None = None,
+    texts: Path | None = None,
+    clips: int | None = None,
+    make: Make | None = None,
+) -> Comparison:
+    """Score every system beside the reference, on the clips that all of them have.
+
+    The reference itself is scored where nothing is compared with it: predictors of opinion, and words where their text
+    is known (its own transcript would agree with itself).
+
+    Args:
+        systems: name -> folder, the reference among them.
+        clips: so many of the common clips, drawn by key; None: all.
+        workers, cache, texts, make: see `evaluate.evaluate_folders`.
+
+    Raises:
+        UserError: no such reference, no system beside it, no clip that all have and that can be read, or metrics that
+            lack a file or a package.
+    """
+    if reference not in systems:
+        raise UserError(
+            f"no system is called {reference!r}: name the original sound {reference}=DIR, or --reference NAME"
+        )
+    if len(systems) < 2:
+        raise UserError(f"only {reference} is named; name a system to compare with it, e.g. ours=DIR")
+    common, lacking = common_clips(systems)
+    chosen = set(draw(common, clips))
+    evaluations: dict[str, Evaluation] = {}
+    for name, folder in systems.items():
+        kept = tuple(family for family in config.metrics if name != reference or family in ALONE)
+        if not kept:
+            continue
+        pairs, _ = find_pairs(folder, systems[reference], texts)
+        pairs = [pair for pair in pairs if pair.key in chosen]
+        settings = config.model_copy(update={"metrics": kept})
+        evaluations[name] = score(pairs, settings, name, workers, cache, make)
+        evaluations[name].facts = {"folder": str(folder), **evaluations[name].facts}
+    if reference in evaluations:
+        evaluations[reference].clips = [_without_own_words(clip) for clip in evaluations[reference].clips]
+    unreadable = [f"{name}: {line}" for name, one in evaluations.items() for line in one.unreadable]
+    scored = set.intersection(*({clip.key for clip in one.clips} for one in evaluations.values()))
+    if not scored:
+        raise UserError(f"no clip could be scored in all systems: {'; '.join(unreadable[:3])}")
+    for evaluation in evaluations.values():
+        evaluation.clips = [clip for clip in evaluation.clips if clip.key in scored]
+    last = [name for name in systems if name != reference][-1]
+    return Comparison(reference, last, evaluations, lacking, unreadable)
+
+
+def _without_own_words(clip: ClipScores) -> ClipScores:
+    if clip.text_from != "heard":
+        return clip
+    sums = {key: pair for key, pair in clip.sums.items() if key not in ("wer", "cer")}
+    return ClipScores(**{**vars(clip), "sums": sums})
+
+
+def choose(comparison: Comparison, count: int, seed: int = 0) -> tuple[dict[str, str], str]:
+    """Clips for a page: a third the worst of the last system, a third its best, the rest drawn at random.
+
+    Returns:
+        Clip -> `worst`, `best`, `random` or `all`, in that order; and a sentence that says how they were chosen.
+    """
+    keys = comparison.keys
+    if count >= len(keys):
+        return dict.fromkeys(keys, "all"), f"All {len(keys)} clips."
+    sums = comparison.evaluations[comparison.last].sums()
+    figure = next((key for key in RANKED_BY if any(key in one for one in sums.values())), None)
+    some, ranked = count // 3, []
+    if figure is not None:
+        values = {key: clip_value(figure, sums[key].get(figure)) for key in keys}
+        sign = -1 if FIGURES[figure].better == "higher" else 1
+        ranked = sorted(
+            (key for key in keys if values[key] is not None), key=lambda key: (sign * (values[key] or 0), key)
+        )
+    chosen = dict.fromkeys(ranked[len(ranked) - some :][::-1] if some else [], "worst")
+    chosen |= dict.fromkeys([key for key in ranked[:some] if key not in chosen], "best")
+    rest = [key for key in keys if key not in chosen]
+    drawn = sorted(random.Random(seed).sample(rest, count - len(chosen)))
+    label = f" of {comparison.last} by {FIGURES[figure].label}" if figure else ""
+    parts = {name: sum(why == name for why in chosen.values()) for name in ("worst", "best")}
+    said = "".join(f"{number} {name}, " for name, number in parts.items() if number)
+    words = f"{count} of {len(keys)} clips: {said}{len(drawn)} drawn at random (seed {seed}); worst and best{label}."
+    return {**chosen, **dict.fromkeys(drawn, "random")}, words if said else f"{count} of {len(keys)} clips, at random."
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """Figures of the main table: those of the paper's, where any system has them."""
+    there = {key for found in comparison.summaries().values() for key in found}
+    return [key for key in MAIN if key in there] or [key for key in FIGURES if key in there]
+
+
+def main_table(comparison: Comparison, paper: PaperTable = TABLE_2) -> str:
+    """Markdown: a row per system, a column per figure; bold where a system is surely the best; then the paper's rows
+    that have a figure of these."""
+    keys, best, summaries = columns(comparison), comparison.best(), comparison.summaries()
+    lines = [f"| system | {' | '.join(map(heading, keys))} |", "|---" * (len(keys) + 1) + "|"]
+    for name, found in summaries.items():
+        cells = [shown(key, found.get(key)) for key in keys]
+        cells = [f"**{text}**" if best.get(key) == name else text for key, text in zip(keys, cells, strict=True)]
+        lines.append(f"| {' | '.join([cell(name), *cells])} |")
+    quoted = quoted_rows(keys, paper)
+    lines += [f"| {' | '.join([f'*{name} (quoted)*', *cells])} |" for name, cells in quoted.items()]
+    lines += ["", f"In brackets: {INTERVALS} Bold: {BEST}"]
+    lines += [f"Rows marked *(quoted)*: {SOURCE.format(paper.name)}"] * bool(quoted)
+    return "\n".join(lines) + "\n"
+
+
+INTERVALS = "95 % interval, bootstrap over clips."
+BEST = "best of the systems, and the 95 % interval of its paired difference to the runner-up does not hold 0."
+SOURCE = (
+    "{} of the paper (Kim et al., CVPR 2025): measured by its authors on their clips with their networks, not here."
+)
+
+
+def quoted_rows(keys: Sequence[str], paper: PaperTable = TABLE_2) -> dict[str, list[str]]:
+    """The paper's rows that have any of these figures: name -> cells."""
+    return {
+        row.name: [number(key, row.values[key]) if key in row.values else "–" for key in keys]
+        for row in paper.rows
+        if any(key in row.values for key in keys)
+    }
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """A line per clip that is not in the comparison."""
+    lines = [f"{key}: not in {', '.join(names)}" for key, names in comparison.lacking.items()]
+    return [*lines, *comparison.unreadable]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Main table, paired differences, every figure, and what was left out."""
+    title = f"{len(comparison.evaluations)} systems, {len(comparison.keys)} clips"
+    parts = [f"# {title}", main_table(comparison)]
+    parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences(), "system")]
+    parts += ["## Every figure", details(comparison.summaries())]
+    lost = left_out(comparison)
+    parts += ["## Left out", "\n".join(f"* {cell(line)}" for line in lost)] if lost else []
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def clips_csv(comparison: Comparison) -> str:
+    """Long form: a row per clip, system and figure, with the sum and count that corpus values are made of."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["key", "system", "figure", "value", "sum", "count"])
+    for name, evaluation in comparison.evaluations.items():
+        for clip in evaluation.clips:
+            for key, (total, count) in clip.sums.items():
+                value = clip_value(key, (total, count))
+                cells = ["" if one is None else f"{one:.6g}" for one in (value, total, count)]
+                writer.writerow([clip.key, name, key, *cells])
+    return buffer.getvalue()
+
+
+def record(comparison: Comparison) -> dict[str, Any]:
+    """All of it as plain JSON values."""
+
+    def plain(found: dict[str, dict[str, Interval]]) -> dict[str, Any]:
+        return {name: {key: asdict(one) for key, one in figures.items()} for name, figures in found.items()}
+
+    return {
+        "reference": comparison.reference,
+        "last": comparison.last,
+        "clips": comparison.keys,
+        "lacking": comparison.lacking,
+        "unreadable": comparison.unreadable,
+        "figures": plain(comparison.summaries()),
+        "differences_to_last": plain(comparison.differences()),
+        "surely_best": comparison.best(),
+        "heard": {
+            name: {clip.key: {"heard": clip.heard, "text": clip.text, "notes": clip.notes} for clip in one.clips}
+            for name, one in comparison.evaluations.items()
+        },
+        "facts": {name: one.facts for name, one in comparison.evaluations.items()},
+    }
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """`table.md`, `clips.csv` and `comparison.json`, each whole or not at all."""
+    store = open_store(str(folder))
+    store.write("table.md", markdown(comparison).encode(errors="backslashreplace"))
+    store.write("clips.csv", clips_csv(comparison).encode(errors="backslashreplace"))
+    store.write("comparison.json", json_text(record(comparison)).encode())
