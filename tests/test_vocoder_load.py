@@ -255,13 +255,20 @@ def test_none_is_griffin_lim() -> None:
     assert np.array_equal(vocoder({"mel": mel(4)}, seed=3), playable(mel(4), "slaney", 3))
 
 
-@settings(max_examples=12, deadline=None)
+@cache
+def narrow_vocoder() -> HiFiGAN:
+    copy = Generator(network().config)
+    copy.load_state_dict(network().state_dict())
+    return HiFiGAN(copy, "any")
+
+
+@settings(max_examples=8, deadline=None)
 @given(frames=st.integers(2, 90), piece=st.integers(1, 40))
 def test_pieces_give_the_samples_of_the_whole(frames: int, piece: int) -> None:
     sound = mel(frames, seed=frames)
-    found = HiFiGAN(Generator(network().config), "any", piece=piece)
-    found.network.load_state_dict(folded(), strict=False)
-    np.testing.assert_allclose(found({"mel": sound}), wave_of(network(), sound), atol=2e-6)
+    vocoder = narrow_vocoder()
+    vocoder.piece = piece
+    np.testing.assert_allclose(vocoder({"mel": sound}), wave_of(network(), sound), atol=2e-6)
 
 
 def test_units_and_timbre_are_read_where_the_network_was_trained_with_them(tmp_path: Path) -> None:

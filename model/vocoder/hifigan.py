@@ -85,8 +85,11 @@ class Generator(nn.Module):
         blocks = len(self.config.block_kernels)
         for number, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, SLOPE))
-            several = self.resblocks[number * blocks : (number + 1) * blocks]
-            x = torch.stack([block(x) for block in several]).mean(dim=0) if blocks > 1 else several[0](x)
+            first, *others = self.resblocks[number * blocks : (number + 1) * blocks]
+            total = first(x)
+            for block in others:
+                total = total + block(x)
+            x = total / blocks
         return torch.tanh(self.conv_post(F.leaky_relu(x)).float())
 
     @property
