@@ -115,7 +115,7 @@ class Training(Protocol):
         """What goes on from here after `step` steps."""
 
     def validate(self, step: int, log: Any) -> dict[str, float]:
-        """Means of the validation; into `log`, where there is one, what is to be heard and seen."""
+        """Means of the validation, none where there is none; into `log`, where it is given, what is to be heard."""
 
 
 def run_loop(
@@ -199,8 +199,9 @@ def run_loop(
                     meter.settle()
                     with meter.paused():
                         means = training.validate(step, log)
-                    write_scalars(log, "valid", means, step)
-                    progress.note(f"step {step} valid: {terms_of(means)}")
+                    if means:
+                        write_scalars(log, "valid", means, step)
+                        progress.note(f"step {step} valid: {terms_of(means)}")
             if meter is not None and step > reported:
                 report(ranks.mean(meter.take(config.data.batch)))
             if step > saved:

@@ -51,5 +51,5 @@ def _copy(theirs: Generator, ours: nn.Module, uri: str) -> None:
             assert layer.bias is not None
             assert mine.bias is not None
             # Weight norm takes a plain weight apart where it is assigned.
-            mine.weight = layer.weight.detach().clone()  # type: ignore[assignment]
+            mine.weight = layer.weight.detach().clone()
             mine.bias.copy_(layer.bias)
