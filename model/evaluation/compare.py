@@ -6,7 +6,7 @@ import csv
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,33 +120,42 @@ def compare(
         raise UserError(f"only {reference} is named; name a system to compare with it, e.g. ours=DIR")
     common, lacking = common_clips(systems)
     chosen = set(draw(common, clips))
+    others = [name for name in systems if name != reference]
+    alone = tuple(family for family in config.metrics if family in ALONE)
     evaluations: dict[str, Evaluation] = {}
-    for name, folder in systems.items():
-        kept = tuple(family for family in config.metrics if name != reference or family in ALONE)
-        if not kept:
+    # Systems are scored in one go, so that each process loads its networks once for all of them.
+    for names, families in (([reference], alone), (others, config.metrics)):
+        if not families:
             continue
-        pairs, _ = find_pairs(folder, systems[reference], texts)
-        pairs = [pair for pair in pairs if pair.key in chosen]
-        settings = config.model_copy(update={"metrics": kept})
-        evaluations[name] = score(pairs, settings, name, workers, cache, make)
-        evaluations[name].facts = {"folder": str(folder), **evaluations[name].facts}
+        owners, pairs = {}, []
+        for name in names:
+            for pair in find_pairs(systems[name], systems[reference], texts)[0]:
+                if pair.key in chosen:
+                    pairs.append(replace(pair, key=f"{name}: {pair.key}"))
+                    owners[pairs[-1].key] = name, pair.key
+        settings = config.model_copy(update={"metrics": families})
+        scored = score(pairs, settings, ", ".join(names), workers, cache, make)
+        for name in names:
+            mine = [replace(one, key=owners[one.key][1]) for one in scored.clips if owners[one.key][0] == name]
+            lost = [line for line in scored.unreadable if line.startswith(f"{name}: ")]
+            evaluations[name] = Evaluation(name, mine, [], lost, {"folder": str(systems[name]), **scored.facts})
     if reference in evaluations:
         evaluations[reference].clips = [_without_own_words(clip) for clip in evaluations[reference].clips]
-    unreadable = [f"{name}: {line}" for name, one in evaluations.items() for line in one.unreadable]
-    scored = set.intersection(*({clip.key for clip in one.clips} for one in evaluations.values()))
-    if not scored:
+    evaluations = {name: evaluations[name] for name in systems if name in evaluations}
+    unreadable = [line for one in evaluations.values() for line in one.unreadable]
+    whole = set.intersection(*({clip.key for clip in one.clips} for one in evaluations.values()))
+    if not whole:
         raise UserError(f"no clip could be scored in all systems: {'; '.join(unreadable[:3])}")
     for evaluation in evaluations.values():
-        evaluation.clips = [clip for clip in evaluation.clips if clip.key in scored]
-    last = [name for name in systems if name != reference][-1]
-    return Comparison(reference, last, evaluations, lacking, unreadable)
+        evaluation.clips = [clip for clip in evaluation.clips if clip.key in whole]
+    return Comparison(reference, others[-1], evaluations, lacking, unreadable)
 
 
 def _without_own_words(clip: ClipScores) -> ClipScores:
     if clip.text_from != "heard":
         return clip
     sums = {key: pair for key, pair in clip.sums.items() if key not in ("wer", "cer")}
-    return ClipScores(**{**vars(clip), "sums": sums})
+    return replace(clip, sums=sums)
 
 
 def choose(comparison: Comparison, count: int, seed: int = 0) -> tuple[dict[str, str], str]:

@@ -21,8 +21,8 @@ def parse_systems(words: Sequence[str], least: int = 2) -> dict[str, Path]:
         name = name.strip()
         if not (name and equals and folder):
             raise UserError(f"{word!r}: write a system as NAME=DIR, e.g. ours=out/speech")
-        if not name.isprintable():
-            raise UserError(f"{name!r}: a system's name must be printable text")
+        if not name.isprintable() or ":" in name:
+            raise UserError(f"{name!r}: a system's name must be printable text without a colon")
         if name in systems:
             raise UserError(f"two systems are called {name!r}; give each its own name")
         if not Path(folder).is_dir():
