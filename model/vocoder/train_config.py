@@ -85,8 +85,8 @@ class VocoderConfig(RunConfig):
         return data
 
 
-BASE: dict[str, Any] = {"data": {"batch": 16, "crop_frames": 14, "min_frames": 14, "fields": ["wav", "mel"]}}
-"""What a vocoder reads in place of the stream's own defaults."""
+BASE: dict[str, Any] = {"data": VocoderConfig().data.model_dump(mode="json", exclude_defaults=True)}
+"""What a vocoder reads in place of the stream's own defaults, where a file or an override names some keys of `data`."""
 TINY: dict[str, Any] = {
     "data": {"batch": 8, "workers": 0},
     "optimiser": {"lr": 2e-3, "warmup": 50, "decay": 0.975, "clip_norm": 1000.0},
