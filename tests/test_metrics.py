@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -213,7 +214,7 @@ def test_words_of_silence_are_all_wrong_and_of_no_text_none(listener: Metrics) -
     assert "no wer: no text" in scores.notes
 
 
-def test_the_same_voice_is_nearer_than_another(clips: Path) -> None:
+def test_the_same_take_is_nearer_than_another_voice(clips: Path) -> None:
     judge = light("speaker")
     blue = load_sound(clips / "03_grid_lbax4n_portrait_rot_30fps.mp4")
     late = load_sound(clips / "15_grid_lbax4n_audio_late_240ms.mp4")
@@ -268,3 +269,10 @@ def test_settings_and_tables_load_no_network_library() -> None:
     code = "import sys, model.evaluation.config, model.evaluation.metrics; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "librosa", "onnxruntime", "transformers", "faster_whisper", "av", "cv2"} & {*names}
+
+
+def test_docs_show_the_defaults() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text()
+    block = text.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(block) == EvaluationConfig().model_dump(mode="json")
+    assert all(f"`{key}`" in text for key in FIGURES)
