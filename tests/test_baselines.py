@@ -13,15 +13,17 @@ from model.baselines.conformer import Conformer
 from model.baselines.dit import DiTBlock
 from model.baselines.svts import SVTS
 from model.baselines.v2sflow import V2SFlow
+from model.checkpoint import Checkpoint
 from model.config import PRESETS, ConformerConfig, DiTConfig, ModelConfig
 from model.flops import count_flops
 from model.flow import Place
 from model.layers import length_mask, position_angles
 from model.optimiser import adamw
 from model.rehearsal import rehearsal
+from model.resume import check_same_run, plain
 from model.system import System
 from model.systems import SYSTEMS, build_network
-from model.train_config import OptimiserConfig
+from model.train_config import OptimiserConfig, TrainConfig
 from shards.config import load_config
 from shards.errors import UserError
 from tests.small_model import batch, config, first_alone, seeded
@@ -257,3 +259,26 @@ def test_lip_encoder_learns_at_its_own_rate() -> None:
     assert [group["scale"] for group in groups] == [1.0, pytest.approx(0.1)]
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in build("svts").parameters())
+
+
+def test_a_run_goes_on_with_its_own_system_alone() -> None:
+    run, shape = TrainConfig(), config()
+    old = plain(shape)
+    for key in ("system", "speaker", "conformer", "dit", "rectified_flow"):  # as written before there were baselines
+        del old[key]
+    state = Checkpoint(3, plain(run), old, {}, {}, {}, None)
+    check_same_run("run", state, run, load_config(ModelConfig, base=old), {})
+    with pytest.raises(UserError, match=r"model\.system was 'faces2voices', is 'svts'"):
+        check_same_run("run", state, run, config(system="svts"), {})
+
+
+def test_long_clips_are_rendered_in_windows() -> None:
+    network = build("v2sflow").eval()
+    prediction = {
+        "logits": torch.randn(1, 1000, 11),
+        "pitch": torch.randn(1, 1000),
+        "timbre": torch.randn(1, 9),
+    }
+    mel = network.render(prediction, torch.ones(1, 1000, dtype=torch.bool), seeded(), 1)
+    assert mel.shape == (1, 80, 1000)
+    assert torch.isfinite(mel).all()
