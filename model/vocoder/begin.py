@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,16 +34,23 @@ def begin_with(pair: nn.Module, place: str) -> None:
             raise
         _copy(read_public(local_path(uri)), pair.get_submodule("generator"), uri)
         return
+    ours = pair.get_submodule("generator")
+    assert isinstance(ours, Generator)
+    _check_same(state.shape, ours, uri)
     checkpoint.restore(pair, state)
+
+
+def _check_same(theirs: dict[str, Any], ours: Generator, uri: str) -> None:
+    shape = ours.config.model_dump(mode="json")
+    odd = [f"{key} is {value}, not {shape.get(key)}" for key, value in theirs.items() if value != shape.get(key)]
+    if odd:
+        raise UserError(f"{uri}: another generator than the run's: {'; '.join(odd)}; set model.* to what it has")
 
 
 @torch.no_grad()
 def _copy(theirs: Generator, ours: nn.Module, uri: str) -> None:
     assert isinstance(ours, Generator)
-    if theirs.config != ours.config:
-        other = ours.config.model_dump()
-        odd = [f"{key} is {value}, not {other[key]}" for key, value in theirs.config if value != other[key]]
-        raise UserError(f"{uri}: another generator than the run's: {'; '.join(odd)}; set model.* to what it has")
+    _check_same(theirs.config.model_dump(mode="json"), ours, uri)
     ours.mel_mean.copy_(theirs.mel_mean)
     ours.mel_std.copy_(theirs.mel_std)
     for name, layer in theirs.named_modules():
