@@ -4,10 +4,9 @@
     python -m benchmarks.systems FOLDER --dataset DATASET --systems svts ours
 
 Parts: corpus and dataset, `f2v vocoder train`, `f2v train` for every system of the YAML file, `f2v evaluate
---checkpoint` for each with that vocoder, the true mels spoken by that vocoder and by Griffin-Lim, and last `f2v
-evaluate
-compare` of all on the same clips. A part whose result is there already is skipped; delete the result to have it made
-again. Whisper is told 25 other sentences of the corpus' grammar (see `benchmarks.learning_words`).
+--checkpoint` for each with that vocoder, the true mels spoken by that vocoder and by Griffin-Lim, and last all of them
+on the same clips with `f2v evaluate compare`. A part whose result is there already is skipped; delete the result to
+have it made again. Whisper is told 25 other sentences of the corpus' grammar (see `benchmarks.learning_words`).
 """
 
 from __future__ import annotations
