@@ -173,7 +173,8 @@ def test_a_run_may_begin_with_another(songs: str, tmp_path: Path) -> None:
 
 def test_a_run_may_begin_with_a_public_generator(songs: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    layers = {"channels": 16, "block_kernels": [3], "block_dilations": [[1, 3, 5]]}
+    layers = {"factors": [10, 8, 2, 2], "kernels": [20, 16, 4, 4], "block_dilations": [[1, 3, 5]]}
+    layers |= {"channels": 16, "block": 1, "block_kernels": [3]}
     public = Generator(GeneratorConfig.model_validate(layers)).fold().state_dict()
     torch.save({"generator": public}, tmp_path / "g_00001000")
     more = ["size=paper", f"model={layers}", f"begin={tmp_path / 'g_00001000'}", "steps=1", "optimiser.lr=1e-12"]
