@@ -239,7 +239,12 @@ def synthesize_many(
 
     check_output(source, output)
     clips = list_videos(source)
-    job = replace(job, checkpoint=_one_file(job.checkpoint))
+    job = replace(
+        job,
+        checkpoint=_one_file(job.checkpoint),
+        vocoder=job.vocoder and _whole(job.vocoder),
+        lip_weights=job.lip_weights and job.lip_weights.absolute(),
+    )
     speaker = Speaker(job)
     facts = speaker.facts() | {"format": format}
     tasks = [
@@ -287,11 +292,15 @@ def _source(clip: Clip) -> dict[str, Any]:
     return {"sha256": clip.digest, "start": clip.start, "end": clip.end}
 
 
+def _whole(place: str) -> str:
+    """A place as workers in another folder find it."""
+    uri = checkpoints.as_uri(place)
+    return uri if is_remote(uri) else str(Path(uri).absolute())
+
+
 def _one_file(checkpoint: str) -> str:
     """The newest checkpoint of a folder: a training that goes on meanwhile must not change what workers load."""
-    uri = checkpoints.as_uri(checkpoint)
-    if not is_remote(uri):
-        uri = str(Path(uri).absolute())
+    uri = _whole(checkpoint)
     if uri.endswith(checkpoints.SUFFIX):
         return uri
     names = checkpoints.found(uri) if is_remote(uri) or Path(uri).is_dir() else []
