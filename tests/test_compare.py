@@ -67,6 +67,7 @@ def test_best_is_the_lowest_where_lower_is_better() -> None:
     low, high = list(np.linspace(0.1, 0.2, 20)), list(np.linspace(0.5, 0.7, 20))
     assert surely_best({"a": rows(high, "wer"), "b": rows(low, "wer")}) == {"wer": "b"}
     assert surely_best({"b": rows(low, "wer"), "a": rows(high, "secs")}) == {}
+    assert surely_best({"a": rows([0.9]), "b": rows([0.1])}) == {}  # one clip
 
 
 def clip(key: str, sums: Sums, text: str | None = None, heard: str | None = None, **more: Any) -> ClipScores:

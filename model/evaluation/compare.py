@@ -83,7 +83,8 @@ def surely_best(systems: dict[str, dict[str, Sums]]) -> dict[str, str]:
             continue
         ranked.sort(key=lambda name: values[name][key].value, reverse=figure.better == "higher")
         apart = paired(systems[ranked[0]], systems[ranked[1]]).get(key)
-        if apart is not None and (apart.low > 0 if figure.better == "higher" else apart.high < 0):
+        # One clip has no spread, so nothing is sure of it.
+        if apart is not None and apart.clips > 1 and (apart.low > 0 if figure.better == "higher" else apart.high < 0):
             found[key] = ranked[0]
     return found
 

@@ -93,7 +93,13 @@ def _summary(comparison: Comparison) -> str:
         for name, cells in quoted.items()
     ]
     apart = [
-        _row(name, keys, found, {key for key, one in found.items() if one.low > 0 or one.high < 0}, sign=True)
+        _row(
+            name,
+            keys,
+            found,
+            {key for key, one in found.items() if one.clips > 1 and (one.low > 0 or one.high < 0)},
+            sign=True,
+        )
         for name, found in comparison.differences().items()
     ]
     lost = left_out(comparison)
