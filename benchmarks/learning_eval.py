@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 from benchmarks.learning_words import DECODINGS, LETTER, Decoding, Recogniser, edits, words
 from model import checkpoint
+from model.evaluation import bootstrap
+from model.evaluation.figures import Sums
 from model.griffinlim import playable
 from model.synthesis import load_network
 from pipeline.stages.pitch import track_pitch
@@ -43,8 +45,6 @@ from shards.stream_config import StreamConfig
 from shards.whole_clips import WholeClips
 
 Floats = NDArray[np.float32]
-Sums = dict[str, tuple[float, float]]
-"""Figure -> (sum of errors or hits, count) of one clip."""
 READ = ("meta", "wav", "mel", "pitch", "energy", "units", "timbre")
 BATCH_FRAMES = 400
 
@@ -196,16 +196,8 @@ def word_sums(said: str, heard: str, name: str) -> Sums:
 
 def summarise(rows: list[Sums]) -> dict[str, dict[str, float]]:
     """Value, low, high and the number of clips of every figure."""
-    found = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        sums = np.array([row[name] for row in rows if name in row], float)
-        draws = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
-        samples = sums[draws].sum(1)
-        ratios = np.append(samples[:, 0] / samples[:, 1], sums[:, 0].sum() / sums[:, 1].sum())
-        ratios = np.sqrt(ratios) if "rmse" in name else ratios
-        low, high = np.quantile(ratios[:-1], (0.025, 0.975))
-        found[name] = {"value": float(ratios[-1]), "low": float(low), "high": float(high), "clips": len(sums)}
-    return found
+    roots = {name for row in rows for name in row if "rmse" in name}
+    return {name: asdict(found) for name, found in bootstrap.summarise(rows, roots).items()}
 
 
 def evaluate(

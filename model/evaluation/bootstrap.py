@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.evaluation.figures import FIGURES, Sums
 
+ROOTS = tuple(figure.key for figure in FIGURES.values() if figure.root)
 DRAWS = 2000
 SEED = 0
 QUANTILES = (0.025, 0.975)
@@ -34,7 +35,7 @@ class Interval:
     clips: int
 
 
-def summarise(rows: Sequence[Sums]) -> dict[str, Interval]:
+def summarise(rows: Sequence[Sums], roots: Collection[str] = ROOTS) -> dict[str, Interval]:
     """Every figure of a corpus: sum of sums over sum of counts (its root where the figure is one), with the quantiles
     of `DRAWS` samples of clips with replacement.
 
@@ -42,12 +43,13 @@ def summarise(rows: Sequence[Sums]) -> dict[str, Interval]:
 
     Args:
         rows: one `Sums` per clip.
+        roots: figures that are roots.
     """
     found = {}
     for name in _names(rows):
         table = np.array([row[name] for row in rows if name in row], np.float64)
         if table[:, 1].sum() > 0:
-            found[name] = _interval(table, partial(_value, name))
+            found[name] = _interval(table, partial(_value, name in roots))
     return found
 
 
@@ -66,7 +68,7 @@ def paired(a: Mapping[str, Sums], b: Mapping[str, Sums]) -> dict[str, Interval]:
         # Sum and count of a, then of b.
         table = np.array([[*a[key][name], *b[key][name]] for key in keys], np.float64).reshape(-1, 4)
         if table[:, 1].sum() > 0 and table[:, 3].sum() > 0:
-            found[name] = _interval(table, partial(_difference, name))
+            found[name] = _interval(table, partial(_difference, name in ROOTS))
     return found
 
 
@@ -74,16 +76,15 @@ def _names(rows: Sequence[Sums]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _difference(name: str, sums: Doubles) -> Doubles:
-    return _value(name, sums[..., :2]) - _value(name, sums[..., 2:])
+def _difference(root: bool, sums: Doubles) -> Doubles:
+    return _value(root, sums[..., :2]) - _value(root, sums[..., 2:])
 
 
-def _value(name: str, sums: Doubles) -> Doubles:
-    """Ratio of (sum, count) in the last axis; NaN where nothing was counted."""
+def _value(root: bool, sums: Doubles) -> Doubles:
+    """Ratio of (sum, count) in the last axis, or its root; NaN where nothing was counted."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
-    figure = FIGURES.get(name)
-    return np.sqrt(ratio) if figure is not None and figure.root else ratio
+    return np.sqrt(ratio) if root else ratio
 
 
 def _interval(table: Doubles, value: Callable[[Doubles], Doubles]) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def evaluate_folders(
         UserError: no such folder, not a single pair, or metrics that lack a file or a package.
     """
     pairs, missing = find_pairs(generated, reference, texts, clips)
-    evaluation = score(pairs, config, name or generated.stem, workers, cache, make)
+    evaluation = score(pairs, config, name or generated.name or str(generated), workers, cache, make)
     evaluation.missing = missing
     evaluation.facts = {"generated": str(generated), "reference": str(reference), **evaluation.facts}
     return evaluation
@@ -185,13 +186,15 @@ def _clip(pair: Pair, scores: Any) -> ClipScores:
         text, text_from = None, ""
     elif text is None:
         text, text_from = scores.heard_reference, "heard"
+    # A network may fail on odd sound; one such number would spoil those of the corpus.
+    odd = [key for key, value in scores.sums.items() if not all(map(math.isfinite, value))]
     return ClipScores(
         pair.key,
-        scores.sums,
+        {key: value for key, value in scores.sums.items() if key not in odd},
         scores.heard,
         text,
         text_from,
-        scores.notes,
+        (*scores.notes, *(f"no {key}: not a finite number" for key in odd)),
         str(pair.generated),
         str(pair.reference),
     )
