@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +16,14 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.checkpoint import Checkpoint
+from model.flops import matmul_peak
 from model.meter import Meter, NotFinite, log_line, terms_of
-from model.process import stop_signal
+from model.process import choose_device, memory_advice, stop_signal
 from model.ranks import Ranks
+from model.resume import plain, snapshots
 from model.run_config import AdamWConfig, RunConfig
 from model.run_folder import RunFolder
+from model.train_config import dataset_facts
 from shards.device import Batch
 from shards.errors import UserError
 from shards.progress import Progress
@@ -43,6 +48,83 @@ class Result:
             return [f"{self.folder}: at step {self.step} already; give more --steps to go on"]
         done = f"step {self.step}: loss {self.first:.3f} -> {self.last:.3f}; checkpoints in {self.folder}"
         return [done, *(["stopped early; the same command goes on from the last checkpoint"] if self.stopped else [])]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with.
+
+    Attributes:
+        state: checkpoint that it goes on from; None where it begins.
+        facts: what checkpoints remember of the dataset.
+    """
+
+    stream: TrainingStream
+    run: RunFolder
+    device: torch.device
+    ranks: Ranks
+    state: Checkpoint | None
+    facts: dict[str, Any]
+
+    @property
+    def start(self) -> int:
+        """Steps that are done already."""
+        return self.state.step if self.state is not None else 0
+
+    def agree(self, config: RunConfig) -> None:
+        """Raises UserError: processes of the run have other settings, data or checkpoints."""
+        if not self.ranks.alike(f"{self.start} {json.dumps([plain(config), self.facts], sort_keys=True)}"):
+            where = self.run.uri
+            raise UserError(f"processes see different settings, datasets or checkpoints; {where} must be one for all")
+
+    def done(self) -> Result:
+        """Of a run that has no step left."""
+        return Result(self.run.uri, self.start, math.nan, math.nan, False)
+
+    def meter(self, config: RunConfig, flops: float) -> Meter:
+        """Counts from here on, with an empty GPU.
+
+        Args:
+            flops: of a step of this process.
+        """
+        peak = config.peak_tflops and config.peak_tflops * 1e12
+        peak = peak or matmul_peak(self.device, torch.bfloat16 if config.amp else torch.float32)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return Meter(self.device, flops, peak)
+
+
+@contextlib.contextmanager
+def session(uri: str, folder: str | Path, config: RunConfig, less_memory: str) -> Iterator[Session]:
+    """Join the other processes of a run (see `torchrun`), choose the device, load the newest checkpoint in `folder`
+    and open the stream; all is given back at the end.
+
+    Args:
+        uri: of the dataset.
+        folder: a path or the address of a bucket's folder.
+        less_memory: which settings, beside the batch, need less.
+
+    Raises:
+        UserError: unusable dataset or checkpoint, no GPU where one was asked for, or memory that ran out inside.
+    """
+    ranks = Ranks.joined()
+    try:
+        device = choose_device(config, ranks)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        state = checkpoint.load(folder) if checkpoint.found(folder) else None
+        begun = snapshots(state) if state is not None and config.data.index == "first" else None
+        with (
+            memory_advice(config, ranks, less_memory),
+            TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
+            contextlib.closing(RunFolder(folder)) as run,
+        ):
+            facts = dataset_facts(stream.index, config.data.split)
+            facts["snapshots"] = [snapshot.model_dump() for snapshot in stream.snapshots]
+            yield Session(stream, run, device, ranks, state, facts)
+    finally:
+        ranks.close()
 
 
 def is_over(begin: float, minutes: float | None) -> bool:
@@ -118,18 +200,9 @@ class Training(Protocol):
         """Means of the validation, none where there is none; into `log`, where it is given, what is to be heard."""
 
 
-def run_loop(
-    training: Training,
-    stream: TrainingStream,
-    run: RunFolder,
-    config: RunConfig,
-    device: torch.device,
-    ranks: Ranks,
-    start: int,
-    validate_every: int,
-) -> Result:
-    """Train from step `start` on until all steps are done, the time is over or a signal asks to stop; the last two
-    leave a checkpoint as well.
+def run_loop(training: Training, here: Session, config: RunConfig, validate_every: int) -> Result:
+    """Train until all steps are done, the time is over or a signal asks to stop; the last two leave a checkpoint as
+    well.
 
     Args:
         validate_every: steps; 0: never.
@@ -137,6 +210,7 @@ def run_loop(
     Raises:
         UserError: a loss that is not finite, or see `Training.begin` and `TrainingStream.batches`.
     """
+    stream, run, ranks, start = here.stream, here.run, here.ranks, here.start
     begin = time.monotonic()
     meter: Meter | None = None
     first, last, rate, step = math.nan, math.nan, 0.0, start
@@ -166,7 +240,7 @@ def run_loop(
             write_scalars(log, "train", {**means, "lr": rate}, step)
             progress.note(log_line(step, stream.epoch(step), stream.digest(step - 1), means))
 
-        batches = stream.batches(start, device)
+        batches = stream.batches(start, here.device)
         reported = saved = start
         try:
             while step < config.steps:

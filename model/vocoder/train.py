@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.ema import MovingAverage
-from model.flops import count_flops, matmul_peak
+from model.flops import count_flops
 from model.flow import Place
-from model.loop import Result, clipped, precision, run_loop, validation_split
+from model.loop import Result, Session, clipped, precision, run_loop, session, validation_split
 from model.meter import Meter
 from model.optimiser import set_rate
-from model.process import choose_device, memory_advice
-from model.ranks import Ranks
 from model.rehearsal import rehearsal
-from model.resume import check_same_run, describe, plain, snapshots
-from model.run_folder import RunFolder
+from model.resume import check_same_run, describe, plain
 from model.statistics import mel_statistics
-from model.train_config import dataset_facts
 from model.vocoder.begin import begin_with
 from model.vocoder.discriminators import Discriminators
 from model.vocoder.hifigan import Generator
@@ -36,10 +31,8 @@ from model.vocoder.robust import roughen
 from model.vocoder.train_config import VocoderConfig, VocoderOptimiser, network_configs
 from model.vocoder.validate import Validation
 from shards.device import Batch
-from shards.errors import UserError
 from shards.mel import FLOOR
 from shards.schema import MEL_PER_FRAME
-from shards.stream import TrainingStream
 
 
 def train_vocoder(uri: str, folder: str | Path, config: VocoderConfig) -> Result:
@@ -54,56 +47,30 @@ def train_vocoder(uri: str, folder: str | Path, config: VocoderConfig) -> Result
         UserError: unusable dataset, a checkpoint of another configuration, no GPU where one was asked for, too little
             memory, or a loss that is not finite.
     """
-    ranks = Ranks.joined()
-    try:
-        device = choose_device(config, ranks)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        state = checkpoint.load(folder) if checkpoint.found(folder) else None
-        begun = snapshots(state) if state is not None and config.data.index == "first" else None
-        with (
-            memory_advice(config, ranks, f"validation.max_frames (now {config.validation.max_frames})"),
-            TrainingStream(uri, config.data, config.seed, ranks.rank, ranks.world, begun) as stream,
-            contextlib.closing(RunFolder(folder)) as run,
-        ):
-            return _train(stream, run, config, device, ranks, state)
-    finally:
-        ranks.close()
-
-
-def _train(
-    stream: TrainingStream,
-    run: RunFolder,
-    config: VocoderConfig,
-    device: torch.device,
-    ranks: Ranks,
-    state: Checkpoint | None,
-) -> Result:
-    facts = dataset_facts(stream.index, config.data.split)
-    facts["snapshots"] = [snapshot.model_dump() for snapshot in stream.snapshots]
-    start = state.step if state is not None else 0
-    # Every process begins with the same parameters.
-    torch.manual_seed(config.seed)
-    pair = Pair(config, facts)
-    shape = pair.generator.config
-    if state is not None:
-        check_same_run(run.uri, state, config, shape, facts)
-        if start >= config.steps:
-            return Result(run.uri, start, math.nan, math.nan, False)
-    if not ranks.alike(f"{start} {json.dumps([plain(config), facts], sort_keys=True)}"):
-        raise UserError(f"processes see different settings, datasets or checkpoints; {run.uri} must be one for all")
-    if state is not None:
-        checkpoint.restore(pair, state)
-    elif config.begin is not None:
-        begin_with(pair, config.begin)
-    else:
-        mean, deviation = mel_statistics(stream.tables)
-        pair.generator.mel_mean.fill_(mean)
-        pair.generator.mel_std.fill_(deviation)
-    training = VocoderTraining(pair.to(device).train(), config, stream, facts, device, ranks, state)
-    if ranks.first:
-        run.note("run.json", describe(config, shape, ranks, start))
-    return run_loop(training, stream, run, config, device, ranks, start, config.validation.every)
+    lower = f"validation.max_frames (now {config.validation.max_frames})"
+    with session(uri, folder, config, lower) as here:
+        state = here.state
+        # Every process begins with the same parameters.
+        torch.manual_seed(config.seed)
+        pair = Pair(config, here.facts)
+        shape = pair.generator.config
+        if state is not None:
+            check_same_run(here.run.uri, state, config, shape, here.facts)
+            if here.start >= config.steps:
+                return here.done()
+        here.agree(config)
+        if state is not None:
+            checkpoint.restore(pair, state)
+        elif config.begin is not None:
+            begin_with(pair, config.begin)
+        else:
+            mean, deviation = mel_statistics(here.stream.tables)
+            pair.generator.mel_mean.fill_(mean)
+            pair.generator.mel_std.fill_(deviation)
+        training = VocoderTraining(pair.to(here.device).train(), config, here)
+        if here.ranks.first:
+            here.run.note("run.json", describe(config, shape, here.ranks, here.start))
+        return run_loop(training, here, config, config.validation.every)
 
 
 class Pair(nn.Module):
@@ -118,18 +85,9 @@ class Pair(nn.Module):
 class VocoderTraining:
     """A `model.loop.Training`; see there."""
 
-    def __init__(
-        self,
-        pair: Pair,
-        config: VocoderConfig,
-        stream: TrainingStream,
-        facts: dict[str, Any],
-        device: torch.device,
-        ranks: Ranks,
-        state: Checkpoint | None,
-    ) -> None:
-        self._pair, self._config, self._stream, self._facts = pair, config, stream, facts
-        self._device, self._ranks = device, ranks
+    def __init__(self, pair: Pair, config: VocoderConfig, here: Session) -> None:
+        self._pair, self._config, self._here = pair, config, here
+        self._device, self._ranks, state = here.device, here.ranks, here.state
         self._optimisers = {
             "generator": _adamw(pair.generator, config.optimiser),
             "discriminators": _adamw(pair.discriminators, config.optimiser),
@@ -142,20 +100,20 @@ class VocoderTraining:
                 optimiser.load_state_dict(state.optimiser[name])
         self._generator: nn.Module = pair.generator
         self._discriminators: nn.Module = pair.discriminators
-        if ranks.world > 1:
-            places = [device] if device.type == "cuda" else None
+        if here.ranks.world > 1:
+            places = [here.device] if here.device.type == "cuda" else None
             self._generator = DistributedDataParallel(pair.generator, places)
             self._discriminators = DistributedDataParallel(pair.discriminators, places)
         self._validation: Validation | None = None
 
     def begin(self, say: Callable[[str], None]) -> None:
         wanted = self._config.validation
-        if wanted.every and validation_split(self._stream, wanted.split, "split" in wanted.model_fields_set, say):
+        if wanted.every and validation_split(self._here.stream, wanted.split, "split" in wanted.model_fields_set, say):
             self._validation = Validation(
-                self._stream.tables[0],
+                self._here.stream.tables[0],
                 self._config,
                 self._ranks,
-                self._facts["stages"]["mel"]["settings"]["filterbank"],
+                self._here.facts["stages"]["mel"]["settings"]["filterbank"],
             )
 
     def prepare(self, batch: Batch, say: Callable[[str], None]) -> Meter:
@@ -169,18 +127,13 @@ class VocoderTraining:
 
         with rehearsal(self._pair):
             flops = count_flops(step)
-        peak = self._config.peak_tflops and self._config.peak_tflops * 1e12
-        peak = peak or matmul_peak(self._device, torch.bfloat16 if self._config.amp else torch.float32)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
-        return Meter(self._device, flops, peak)
+        return self._here.meter(self._config, flops)
 
     def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
         config = self._config
         adversarial = step >= config.discriminator_from
         for optimiser in self._optimisers.values():
-            rate = set_rate(optimiser, config.optimiser, step, self._stream.epoch(step))
+            rate = set_rate(optimiser, config.optimiser, step, self._here.stream.epoch(step))
             optimiser.zero_grad(set_to_none=True)
         wave, made = self._made(self._generator, batch, step)
         values: dict[str, Tensor] = {}
@@ -236,7 +189,7 @@ class VocoderTraining:
         return {"loss": loss, **values}
 
     def state(self, step: int) -> Checkpoint:
-        words = plain(self._config), plain(self._pair.generator.config), self._facts
+        words = plain(self._config), plain(self._pair.generator.config), self._here.facts
         optimisers = {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()}
         return Checkpoint(
             step, *words, self._pair.state_dict(), optimisers, self._average.average if self._average else None
