@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -69,12 +70,26 @@ def check_output(source: str, output: Path) -> None:
         raise UserError(f"{output}: lies in the source folder, where the next run would take speech for a source")
 
 
+def check_sources_stay(clips: Mapping[str, Clip], output: Path, suffixes: Iterable[str]) -> None:
+    """Raises UserError: what is written for a key, `output / KEY` with one of `suffixes`, would replace a source."""
+    sources = {local_path(clip.uri).resolve() for clip in clips.values() if not is_remote(clip.uri)}
+    for key in clips:
+        for suffix in suffixes:
+            path = output / f"{key}{suffix}"
+            if path.resolve() in sources:
+                raise UserError(f"{path}: is a source, which speech would replace; name another output folder")
+
+
 def _plain_list(source: str) -> list[tuple[str, Clip]]:
+    if is_remote(source):
+        raise UserError(f"source {source}: a list of paths must be a local file; give a table with the column uri")
     path = local_path(source).absolute()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"source {source}: cannot be read as a list of paths ({error})") from None
+    if any(map(is_remote, lines)):
+        raise UserError(f"source {source}: holds more than paths; videos in buckets go into a table")
     videos = [os.path.normpath(path.parent / line) for line in lines if line and not line.startswith("#")]
     if not videos:
         return []

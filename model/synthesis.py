@@ -85,6 +85,9 @@ class Synthesizer:
     one vector for the whole clip, and the flow has one trajectory. A clip's speech depends on itself, the sampling and
     the machine alone: not on clips beside it or on their order.
 
+    Attributes:
+        state: what the checkpoint says of the run and its dataset; its tensors are given up.
+
     Args:
         checkpoint: file, or folder of a training run.
         vocoder: see `model.vocoder.load.load_vocoder`; None is Griffin-Lim.
@@ -109,8 +112,12 @@ class Synthesizer:
         self.device = pick_device(device)
         self.state = checkpoints.load(checkpoint)
         self.network = load_network(self.state, lip_weights).to(self.device)
-        filterbank = self.state.dataset["stages"]["mel"]["settings"]["filterbank"]
-        self.vocoder = load_vocoder(vocoder, filterbank, self.device)
+        # The network has its own copy; the optimiser's tensors are twice as large.
+        for tensors in (self.state.model, self.state.optimiser, self.state.ema or {}):
+            tensors.clear()
+        stages = self.state.dataset["stages"]
+        filterbank = stages["mel"]["settings"]["filterbank"]
+        self.vocoder = load_vocoder(vocoder, filterbank, self.device, stages.get("speech", {}))
 
     def facts(self) -> dict[str, Any]:
         """What made the speech, as JSON values."""

@@ -146,7 +146,7 @@ class Speaker:
         arrays = self._chosen(spoken)
         output.parent.mkdir(parents=True, exist_ok=True)
         record = output.with_suffix(".json")
-        if facts is not None:
+        if facts is not None or _made_with(record) is not None:
             # It vouches for the others, so it goes first and comes last.
             record.unlink(missing_ok=True)
         predictions = output.with_suffix(".npz") if arrays else None
@@ -233,19 +233,26 @@ def synthesize_many(
         gpus: share of a GPU for each worker.
 
     Raises:
-        UserError: unusable source, checkpoint or output.
+        UserError: unusable source, checkpoint or output, or a share of a GPU without workers.
     """
-    from model.speech_list import check_output, list_videos
+    from model.speech_list import check_output, check_sources_stay, list_videos
 
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be 0 or more")
+    if gpus and not workers and ray_address is None:
+        raise UserError("--gpus: is a worker's share; add --workers, or --device cuda for this process")
     check_output(source, output)
     clips = list_videos(source)
+    check_sources_stay(clips, output, {f".{format}", ".wav"})
     job = replace(
         job,
         checkpoint=_one_file(job.checkpoint),
-        vocoder=job.vocoder and _whole(job.vocoder),
+        vocoder=job.vocoder and _one_file(job.vocoder),
         lip_weights=job.lip_weights and job.lip_weights.absolute(),
     )
-    speaker = Speaker(job)
+    remote = bool(workers) or ray_address is not None
+    # With workers this process only says what decides the speech: it may have no GPU, and should not fill one.
+    speaker = Speaker(replace(job, device="cpu") if remote else job)
     facts = speaker.facts() | {"format": format}
     tasks = [
         Task(key, clip, output.absolute() / f"{key}.{format}", facts | _source(clip)) for key, clip in clips.items()
@@ -253,8 +260,13 @@ def synthesize_many(
     output.mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if force or not is_made(task)]
     report = Report(output, kept=len(tasks) - len(waiting))
+    outcomes: Iterator[Speech | Failure] = map(speaker.attempt, waiting)
+    if remote:
+        from model.batch_synthesis import on_ray
+
+        outcomes = on_ray(job, waiting, workers, gpus, ray_address)
     with Progress("synthesize", len(waiting), "clips") as progress:
-        for task, outcome in zip(waiting, _outcomes(speaker, waiting, workers, gpus, ray_address), strict=True):
+        for task, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, Failure):
                 report.failed.append(outcome)
                 progress.note(f"{task.clip.uri}: {outcome.reason}: {outcome.message}")
@@ -270,11 +282,17 @@ def is_made(task: Task) -> bool:
     ending = {".wav", task.output.suffix, *([".npz"] if task.facts["save"] else [])}
     if not all(task.output.with_suffix(suffix).is_file() for suffix in ending):
         return False
+    return _made_with(task.output.with_suffix(".json")) == task.facts
+
+
+def _made_with(record: Path) -> dict[str, Any] | None:
+    """What the record beside a speech says of how it was made; None where there is no such record."""
     try:
-        record = json.loads(task.output.with_suffix(".json").read_bytes())
+        found = json.loads(record.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("made_with") == task.facts
+        return None
+    facts = found.get("made_with") if isinstance(found, dict) else None
+    return facts if isinstance(facts, dict) else None
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
@@ -292,31 +310,15 @@ def _source(clip: Clip) -> dict[str, Any]:
     return {"sha256": clip.digest, "start": clip.start, "end": clip.end}
 
 
-def _whole(place: str) -> str:
-    """A place as workers in another folder find it."""
+def _one_file(place: str) -> str:
+    """A file that workers in another folder find; of a folder its newest checkpoint: a training that goes on meanwhile
+    must not change what they load."""
     uri = checkpoints.as_uri(place)
-    return uri if is_remote(uri) else str(Path(uri).absolute())
-
-
-def _one_file(checkpoint: str) -> str:
-    """The newest checkpoint of a folder: a training that goes on meanwhile must not change what workers load."""
-    uri = _whole(checkpoint)
+    uri = uri if is_remote(uri) else str(Path(uri).absolute())
     if uri.endswith(checkpoints.SUFFIX):
         return uri
     names = checkpoints.found(uri) if is_remote(uri) or Path(uri).is_dir() else []
     return f"{uri}/{names[-1]}" if names else uri
-
-
-def _outcomes(
-    speaker: Speaker, tasks: Sequence[Task], workers: int, gpus: float, ray_address: str | None
-) -> Iterator[Speech | Failure]:
-    """What came of each task, in their order."""
-    if not workers and ray_address is None:
-        yield from map(speaker.attempt, tasks)
-        return
-    from model.batch_synthesis import on_ray
-
-    yield from on_ray(speaker.job, tasks, workers, gpus, ray_address)
 
 
 def _write_failed(output: Path, failed: Sequence[Failure]) -> None:

@@ -19,7 +19,7 @@ from pipeline.stage import Clip, Fields, Item, Reason, Reject, Rejection, Stage
 from pipeline.stages.faces import Faces, Found, face_crops
 from pipeline.tracks import Track, filled, track_record
 from shards.config import load_config
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.schema import VIDEO_RATE
 
 SPAN = 1500
@@ -84,6 +84,11 @@ class Preparer:
             if weights_digest(stage.weights()) != recipes[kind.name]["weights"]:
                 raise UserError(
                     f"stage {kind.name}: its network files differ from the ones the training shards were made with"
+                )
+            if kind.version != recipes[kind.name]["version"]:
+                warn(
+                    f"stage {kind.name}: the training shards were made by version {recipes[kind.name]['version']}, "
+                    f"this is version {kind.version}; what it gives may differ"
                 )
             stage.setup()
             self._stages.append(stage)

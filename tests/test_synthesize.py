@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from cli.main import main
-from model import batch_synthesis
+from model import batch_synthesis, checkpoint
 from model.batch_synthesis import on_ray
 from model.speech_list import list_videos
 from model.synthesize import Failure, Job, Task, synthesize_many
@@ -26,6 +26,7 @@ from pipeline.stage import Clip
 from shards.errors import UserError
 from tests.conftest import cluster
 from tests.speaking import talking, untrained
+from tests.test_vocoder_load import run_state, tiny
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,12 @@ def test_a_folder_is_mirrored_and_what_is_there_is_kept(
     assert samples(out / "a.v1.wav") == 640 * 7
     assert {path: path.stat().st_mtime_ns for path in out.rglob("b.*")} == before
     speech = (out / "more" / "b.wav").read_bytes()
+
+    # What was overwritten by itself is not taken for what it was.
+    assert speak(videos / "more" / "b.mp4", "-o", out / "more" / "b.wav", "--checkpoint", run, "--seed", "5") == 0
+    assert (out / "more" / "b.wav").read_bytes() != speech
+    assert speak(*many) == 1
+    assert (out / "more" / "b.wav").read_bytes() == speech
     assert speak(*many, "--seed", "1") == 1
     assert (out / "more" / "b.wav").read_bytes() != speech
 
@@ -124,6 +131,21 @@ def test_workers_on_ray_write_the_same_bytes(run: Path, videos: Path, tmp_path: 
     with av.open(str(tmp_path / "there" / "more" / "b.mp4")) as container:
         assert container.streams.video[0].average_rate == 25
         assert container.streams.audio[0].rate == 16000
+
+
+def test_workers_are_told_one_file_and_may_have_a_gpu_that_is_not_here(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    newest = checkpoint.save(tmp_path / "vocoder", run_state(tiny()), keep=1)
+
+    def elsewhere(job: Job, tasks: list[Task], *_: object) -> list[Failure]:
+        return [Failure(task.key, "", str(job.vocoder), job.device) for task in tasks]
+
+    monkeypatch.setattr(batch_synthesis, "on_ray", elsewhere)
+    job = Job(str(run), vocoder=str(tmp_path / "vocoder"), device="cuda")
+    report = synthesize_many(str(videos), tmp_path / "out", job, workers=1, gpus=0.5)
+    assert {(failure.reason, failure.message) for failure in report.failed} == {(newest, "cuda")}
 
 
 def test_a_clip_that_kills_its_worker_costs_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,6 +185,13 @@ def _recipes() -> dict[str, Any]:
     from pipeline.registry import VISUAL_STAGES, make_stage
 
     return {kind.name: recipe_of(make_stage(kind, BuildConfig(), None)).model_dump() for kind in VISUAL_STAGES}
+
+
+def test_a_stage_of_another_version_is_said() -> None:
+    recipes = _recipes()
+    recipes["lips"]["version"] += 1
+    with pytest.warns(UserWarning, match=r"stage lips: .* made by version 2, this is version 1"):
+        Preparer("offline", recipes)
 
 
 def test_of_several_silent_faces_one_is_named(
@@ -238,6 +267,21 @@ def test_lists_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> N
         list_videos(str(tmp_path / "table.csv"))
 
 
+def test_a_list_beside_its_videos_does_not_replace_them(run: Path, tmp_path: Path) -> None:
+    film = tmp_path / "more" / "b.mp4"
+    film.parent.mkdir()
+    film.write_bytes(b"film")
+    (tmp_path / "list.txt").write_text("more/b.mp4\n")
+    (tmp_path / "table.csv").write_text("uri,key\nmore/b.mp4,b\n")
+    for source in ("list.txt", "table.csv"):
+        with pytest.raises(UserError, match=r"b\.mp4: is a source"):
+            synthesize_many(str(tmp_path / source), film.parent, Job(str(run)), "mp4")
+    assert film.read_bytes() == b"film"
+    (tmp_path / "list.txt").write_text("s3://bucket/b.mp4\n")
+    with pytest.raises(UserError, match="holds more than paths"):
+        list_videos(str(tmp_path / "list.txt"))
+
+
 def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.mkv"):
         (tmp_path / name).write_bytes(b"")
@@ -254,6 +298,8 @@ def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
         (["{videos}/a.v1.mp4", "-o", "out.wav", "--format", "wav"], "--format: is for a folder or a list"),
         (["{videos}/a.v1.mp4", "-o", "out.wav", "--save", "sound"], "--save sound: choose from units"),
         (["{videos}/a.v1.mp4", "-o", "out.wav", "--threads", "0"], "--threads 0"),
+        (["{videos}", "-o", "out", "--gpus", "0.5"], "--gpus: is a worker's share; add --workers"),
+        (["{videos}", "-o", "out", "--workers", "-1"], "--workers -1: must be 0 or more"),
         (["none", "-o", "out.wav"], "none: unreadable"),
     ],
 )

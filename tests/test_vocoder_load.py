@@ -249,6 +249,32 @@ def test_other_runs_are_refused(changes: dict[str, Any], words: str, tmp_path: P
         load_vocoder(tmp_path, "htk")
 
 
+SPEECH = {"weights": "w", "codebook": "c", "settings": {"encoder": "whisper_tiny", "layer": 3}}
+
+
+@pytest.mark.parametrize(
+    ("reads", "change", "words"),
+    [
+        ({"units": 30}, {"codebook": "d"}, r"units of another speech stage \(codebook\)"),
+        ({"timbre_dim": 6}, {"weights": "v"}, r"timbre of another speech stage \(weights\)"),
+        ({"timbre_dim": 6}, {"codebook": "d"}, ""),  # timbre is not held against centroids
+        ({}, {"weights": "v", "codebook": "d"}, ""),
+    ],
+)
+def test_units_and_timbre_of_another_stage_are_refused(
+    reads: dict[str, int], change: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    made = Generator(generator_config("tiny", channels=16, **reads))
+    dataset = {"stages": {"mel": {"settings": {"filterbank": "htk"}}, "speech": SPEECH}}
+    checkpoint.save(tmp_path, run_state(made, dataset=dataset), keep=1)
+    assert load_vocoder(tmp_path, "htk", speech=SPEECH).name == "HiFi-GAN, step 2000"
+    if not words:
+        load_vocoder(tmp_path, "htk", speech={**SPEECH, **change})
+        return
+    with pytest.raises(UserError, match=words):
+        load_vocoder(tmp_path, "htk", speech={**SPEECH, **change})
+
+
 def test_none_is_griffin_lim() -> None:
     vocoder = load_vocoder(None, "slaney")
     assert (vocoder.name, vocoder.needs) == ("Griffin-Lim", ("mel",))

@@ -56,7 +56,12 @@ class Vocoder(Protocol):
         """
 
 
-def load_vocoder(place: str | Path | None, filterbank: Filterbank, device: str | torch.device = "cpu") -> Vocoder:
+def load_vocoder(
+    place: str | Path | None,
+    filterbank: Filterbank,
+    device: str | torch.device = "cpu",
+    speech: Mapping[str, Any] | None = None,
+) -> Vocoder:
     """The vocoder at `place`.
 
     Args:
@@ -64,9 +69,10 @@ def load_vocoder(place: str | Path | None, filterbank: Filterbank, device: str |
             HiFi-GAN file, see `read_public`. Such a file does not say which filterbank its mels had.
         filterbank: of the mels that it will be given.
         device: where the network runs.
+        speech: recipe of the stage that made the units and timbre that it will be given; None: the caller has none.
 
     Raises:
-        UserError: nothing there, a file of another kind, or a vocoder for another filterbank.
+        UserError: nothing there, a file of another kind, or a vocoder for another filterbank, units or timbre.
         StorageError: the storage refuses or does not answer.
     """
     if place is None:
@@ -85,6 +91,8 @@ def load_vocoder(place: str | Path | None, filterbank: Filterbank, device: str |
             f"{uri}: this vocoder was trained on {trained_on} mels, these are {filterbank} mels; take a vocoder that "
             f"was trained on the same dataset, or none for Griffin-Lim"
         )
+    if speech is not None:
+        _check_speech(network.config, state, speech, uri)
     return HiFiGAN(network, f"HiFi-GAN, step {state.step}", device)
 
 
@@ -113,6 +121,24 @@ def mel_filterbank(state: Checkpoint, uri: str) -> str:
         return str(state.dataset["stages"]["mel"]["settings"]["filterbank"])
     except (KeyError, TypeError):
         raise UserError(f"{uri}: does not say which filterbank the mels of its dataset had") from None
+
+
+def _check_speech(reads: GeneratorConfig, state: Checkpoint, given: Mapping[str, Any], uri: str) -> None:
+    """Raises UserError: the vocoder reads units or timbre, and learnt them as another speech stage made them."""
+    if not reads.units and not reads.timbre_dim:
+        return
+    learnt = state.dataset["stages"].get("speech", {})
+    # Timbre is that of the first layer, whatever the units are read from.
+    keys = ("weights", "codebook") if reads.units else ("weights",)
+    settings = ("encoder", "layer") if reads.units else ("encoder",)
+    odd = [key for key in keys if learnt.get(key) != given.get(key)]
+    odd += [key for key in settings if learnt.get("settings", {}).get(key) != given.get("settings", {}).get(key)]
+    if odd:
+        raise UserError(
+            f"{uri}: this vocoder learnt {'units' if reads.units else 'timbre'} of another speech stage "
+            f"({', '.join(odd)}) than the one that the system was trained on; take a vocoder that was trained on the "
+            "same dataset, or one that reads the mel alone"
+        )
 
 
 class GriffinLim:

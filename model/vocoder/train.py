@@ -98,6 +98,10 @@ class VocoderTraining:
         if state is not None:
             for name, optimiser in self._optimisers.items():
                 optimiser.load_state_dict(state.optimiser[name])
+            # The session still holds it; its tensors would stay for the whole run.
+            state.model.clear()
+            state.optimiser.clear()
+            (state.ema or {}).clear()
         self._generator: nn.Module = pair.generator
         self._discriminators: nn.Module = pair.discriminators
         if here.ranks.world > 1:
