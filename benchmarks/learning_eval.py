@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.learning_words import DECODINGS, LETTER, Decoding, Recogniser, edits, words
+from benchmarks.learning_words import DECODINGS, LETTER, Decoding, Recogniser, edits_but, words
 from model import checkpoint
 from model.evaluation import bootstrap
 from model.evaluation.figures import Sums
+from model.evaluation.words import edits
 from model.griffinlim import playable
 from model.synthesis import load_network
 from pipeline.stages.pitch import track_pitch
@@ -189,7 +190,7 @@ def word_sums(said: str, heard: str, name: str) -> Sums:
     said_words, heard_words = words(said), words(heard)
     return {
         f"wer_{name}": (edits(said_words, heard_words), len(said_words)),
-        f"wer_without_letter_{name}": (edits(said_words, heard_words, LETTER), len(said_words) - 1),
+        f"wer_without_letter_{name}": (edits_but(said_words, heard_words, LETTER), len(said_words) - 1),
         f"cer_{name}": (edits(" ".join(said_words), " ".join(heard_words)), len(" ".join(said_words))),
     }
 

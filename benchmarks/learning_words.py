@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.evaluation.words import edits
 from pipeline.networks.ctranslate2 import find_weights
 from pipeline.synthetic.corpus import DIGITS, SLOTS
 
@@ -70,16 +71,11 @@ def words(text: str) -> list[str]:
     return [_SAME.get(word, word) for word in found]
 
 
-def edits(said: Sequence[str], heard: Sequence[str], free: int | None = None) -> int:
-    """Least number of insertions, deletions and substitutions; the item `free` of `said` may be anything or nothing."""
-    row = np.arange(len(heard) + 1)
-    for i, item in enumerate(said):
-        cost = int(i != free)
-        above, row = row, np.empty_like(row)
-        row[0] = above[0] + cost
-        for j, other in enumerate(heard):
-            row[j + 1] = min(above[j + 1] + cost, row[j] + 1, above[j] + (cost if item != other else 0))
-    return int(row[-1])
+def edits_but(said: Sequence[str], heard: Sequence[str], free: int) -> int:
+    """Fewest edits (`model.evaluation.words.edits`) where the item `free` of `said` may be anything or nothing."""
+    before, after = said[:free], said[free + 1 :]
+    taken = [edits(before, heard[:j]) + edits(after, heard[j + 1 :]) for j in range(len(heard))]
+    return min([edits([*before, *after], heard), *taken])
 
 
 def prompt(seed: int = 3, sentences: int = 25) -> str:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(record(found)), end="")
     else:
-        print(main_table(found), differences(found.differences(), f"less {found.last}"), sep="\n")
+        print(main_table(found), differences(found.differences, f"less {found.last}"), sep="\n")
         print(f"{args.output}: index.html, table.md, clips.csv, comparison.json; {len(found.keys)} clips")
     lost = left_out(found)
     for line in lost:

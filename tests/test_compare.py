@@ -20,13 +20,13 @@ from PIL import Image
 
 from cli.main import main
 from model.evaluation.alignment import align
-from model.evaluation.compare import Comparison, choose, compare, main_table, surely_best
+from model.evaluation.compare import Comparison, compare, main_table, surely_best
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.contestants import common_clips, parse_systems
 from model.evaluation.evaluate import ClipScores, Evaluation
 from model.evaluation.figures import Sums
 from model.evaluation.html import document
-from model.evaluation.page import write_page
+from model.evaluation.page import choose, write_page
 from model.evaluation.pictures import Track, bin_of, mel_png, picture, scales
 from shards.codec import encode
 from shards.errors import UserError
@@ -67,7 +67,18 @@ def test_best_is_the_lowest_where_lower_is_better() -> None:
     low, high = list(np.linspace(0.1, 0.2, 20)), list(np.linspace(0.5, 0.7, 20))
     assert surely_best({"a": rows(high, "wer"), "b": rows(low, "wer")}) == {"wer": "b"}
     assert surely_best({"b": rows(low, "wer"), "a": rows(high, "secs")}) == {}
-    assert surely_best({"a": rows([0.9]), "b": rows([0.1])}) == {}  # one clip
+    # As many clips as one side may have by chance are not enough.
+    assert surely_best({"a": rows([0.9] * 5), "b": rows([0.1] * 5)}) == {}
+    assert surely_best({"a": rows([0.9] * 6), "b": rows([0.1] * 6)}) == {"secs": "a"}
+
+
+def test_best_must_be_apart_from_all_others() -> None:
+    steady = np.random.default_rng(0).normal(0.5, 0.01, 20)
+    # The third is worse by more than the runner-up, but on two clips alone, and better on all others.
+    uneven = np.where(np.arange(20) < 2, steady - 0.9, steady + 0.02)
+    systems = {"a": rows(list(steady)), "b": rows(list(steady - 0.03)), "c": rows(list(uneven))}
+    assert surely_best({name: systems[name] for name in "ab"}) == {"secs": "a"}
+    assert surely_best(systems) == {}
 
 
 def clip(key: str, sums: Sums, text: str | None = None, heard: str | None = None, **more: Any) -> ClipScores:
@@ -261,21 +272,21 @@ def test_systems_are_named_folders(tmp_path: Path) -> None:
 
 
 def test_command_compares_what_all_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(3):
+    for number in range(7):
         wav(tmp_path / f"gt/a/{number}.wav")
         wav(tmp_path / f"half/a/{number}.wav", 0.5)
         wav(tmp_path / f"quarter/a/{number}.wav", 0.25)
-    (tmp_path / "half/a/2.wav").unlink()
+    (tmp_path / "half/a/6.wav").unlink()
     words = [f"{name}={tmp_path / name}" for name in ("half", "gt", "quarter")]
     out = tmp_path / "out"
     options = ["--metrics", "energy,length", "--workers", "1", "--cache", str(tmp_path / "cache")]
     assert main(["evaluate", "compare", *words, "-o", str(out), *options]) == 1
     shown = capsys.readouterr()
-    assert "a/2: not in half" in shown.err
+    assert "a/6: not in half" in shown.err
     assert "**0.69" in shown.out
     record = json.loads((out / "comparison.json").read_text())
-    assert record["clips"] == ["a/0", "a/1"]
-    assert record["lacking"] == {"a/2": ["half"]}
+    assert record["clips"] == [f"a/{number}" for number in range(6)]
+    assert record["lacking"] == {"a/6": ["half"]}
     assert list(record["figures"]) == ["half", "quarter"]  # nothing to say of the reference alone
     # Half as loud is ln 2 away, a quarter ln 4.
     assert record["figures"]["quarter"]["mae_energy"]["value"] == pytest.approx(np.log(4), rel=1e-2)
@@ -284,7 +295,7 @@ def test_command_compares_what_all_have(tmp_path: Path, capsys: pytest.CaptureFi
     with (out / "clips.csv").open() as file:
         table = list(csv.DictReader(file))
     keys = [(row["key"], row["system"]) for row in table if row["figure"] == "mae_energy"]
-    assert keys == [("a/0", "half"), ("a/1", "half"), ("a/0", "quarter"), ("a/1", "quarter")]
+    assert keys == [(key, system) for system in ("half", "quarter") for key in record["clips"]]
     assert all(float(row["value"]) == pytest.approx(float(row["sum"]) / float(row["count"]), rel=1e-4) for row in table)
     Page((out / "index.html").read_text())
     assert main(["evaluate", "compare", *words, "-o", str(out), *options, "--reference", "original"]) == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from model.evaluation import scoring
 from model.evaluation.cache import ScoreCache
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import ClipScores, Evaluation, evaluate_folders
@@ -114,6 +115,20 @@ def test_a_clip_that_kills_its_process_costs_that_clip(folders: tuple[Path, Path
     assert len(list((folders[0].parent / "cache").rglob("*.json"))) == 1
 
 
+def test_a_clip_that_takes_too_long_costs_that_clip(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "PATIENCE", 0.01)
+    found = []
+    for one in scoring.score_pairs(find_pairs(*folders)[0][:2], EvaluationConfig(), 1, FakeMetrics):
+        found.append(one)
+        monkeypatch.setattr(scoring, "PATIENCE", 600.0)
+    late, (index, scores) = found
+    assert late == (0, scoring.Failed("not scored within 0.01 s"))
+    assert index == 1
+    assert scores.sums["dnsmos_ovrl"][0] == pytest.approx(PEAKS["b/c"], abs=0.001)
+
+
 def test_metrics_that_cannot_work_stop_it_all(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="no such Whisper"):
         evaluate(folders, config=EvaluationConfig(whisper="missing"))
@@ -169,6 +184,9 @@ def test_texts_come_from_the_table_then_from_beside_the_reference(folders: tuple
         ("plain words", "file"),
         ("named", "table"),
     ]
+    texts.write_text("key,text\na.wav,with its ending\n")
+    with pytest.raises(UserError, match=r"'a\.wav'.*no clip"):
+        find_pairs(*folders, texts)
     tables = {"key\na\n": "no column text", "key,text\na,b\na,c\n": "twice", "key,text\na\n": "without"}
     for content, message in tables.items():
         texts.write_text(content)
@@ -182,6 +200,7 @@ def test_a_draw_is_the_same_for_every_system() -> None:
     assert drawn == sorted(drawn) == draw(keys[::-1], 10)
     assert set(drawn) < set(draw(keys, 11))
     assert draw(keys, None) == sorted(keys)
+    assert draw(["\udcff"], 1) == ["\udcff"]  # a name that is not UTF-8
     assert draw(keys[:3], 10) == keys[:3]
     with pytest.raises(UserError, match="positive"):
         draw(keys, 0)
@@ -254,7 +273,10 @@ def test_tables_show_the_paper_beside_and_say_so() -> None:
     assert lines[0] == "| method | UTMOS ↑ | DNSMOS ↑ | RMSE F0 (Hz) ↓ | WER (%) ↓ |"
     assert lines[2] == "| mine \\| yours | – | 2.500 [2.000, 3.000] | – | 25.00 [25.00, 25.00] |"
     quoted = [line for line in lines if "(quoted)*" in line and line.startswith("|")]
-    assert [name in line for name, line in zip(("SVTS", "Intelligible", "LTBS", "DiffV2S"), quoted[1:], strict=False)]
+    rows = [line.split(" | ")[0].strip("| *") for line in quoted]
+    assert rows[1:5] == [f"{name}, LRS3 (quoted)" for name in ("SVTS", "Intelligible", "LTBS", "DiffV2S")]
+    assert "| *ground truth, LRS3 (quoted)* | 3.545 | 2.582 | – | 2.29 |" in quoted
+    assert "| *Intelligible, LRS3 (quoted)* | – | – | – | 29.60 |" in quoted
     assert "| *Ours, LRS3 (quoted)* | 4.031 | 2.789 | 39.013 | 30.45 |" in quoted
     assert "| *Ours, LRS2 (quoted)* | 3.921 | 2.586 | 43.441 | 39.37 |" in quoted
     assert len(quoted) == len(TABLE_2.rows) == len(lines) - 6
@@ -281,6 +303,7 @@ def test_files_hold_what_was_measured() -> None:
 def test_differences_that_are_sure_are_bold() -> None:
     from model.evaluation.bootstrap import paired
 
-    better, same = spoken("better", [3.0, 3.2, 3.1]), spoken("same", [2.0, 2.2, 2.1])
-    text = differences({"better": paired(better.sums(), same.sums())}, "method")
-    assert "| better | **+1.000 [+1.000, +1.000]** | +0.00 [+0.00, +0.00] |" in text
+    for clips, bold in ((1, ""), (5, ""), (6, "**")):
+        better, same = spoken("better", [3.0] * clips), spoken("same", [2.0] * clips)
+        text = differences({"better": paired(better.sums(), same.sums())}, "method")
+        assert f"| better | {bold}+1.000 [+1.000, +1.000]{bold} | +0.00 [+0.00, +0.00] |" in text

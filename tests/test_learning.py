@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("espeakng_loader", reason="needs the demo extra")
 
 from benchmarks.learning_eval import summarise, word_sums
-from benchmarks.learning_words import edits, prompt, words
+from benchmarks.learning_words import prompt, words
 from pipeline.synthetic.corpus import SLOTS, plan
 
 
@@ -40,11 +40,6 @@ def test_errors_of_a_sentence(said: str, heard: str, all_errors: int, without_le
     sums = word_sums(said, heard, "x")
     assert sums["wer_x"] == (all_errors, 6)
     assert sums["wer_without_letter_x"] == (without_letter, 5)
-
-
-def test_edits_of_characters() -> None:
-    assert edits("kitten", "sitting") == 3
-    assert edits("", "abc") == edits("abc", "") == 3
 
 
 def test_figures_are_ratios_of_sums_and_rmse_is_their_root() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.evaluation import metrics, words
+from model.evaluation import metrics, packages, words
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.figures import FIGURES
 from model.evaluation.metrics import Metrics, Scores
@@ -223,7 +223,7 @@ def test_the_same_take_is_nearer_than_another_voice(clips: Path) -> None:
     assert value(judge.score(other, blue, None), "secs") < 0.8
 
 
-def test_what_a_record_holds_follows_the_settings(tmp_path: Path) -> None:
+def test_what_a_record_holds_follows_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def facts(**keys: Any) -> dict[str, Any]:
         return Metrics(EvaluationConfig(**{"metrics": ("mos", "pitch"), **keys})).describe()
 
@@ -236,6 +236,13 @@ def test_what_a_record_holds_follows_the_settings(tmp_path: Path) -> None:
     (tmp_path / "utmos.pt").write_bytes(b"weights")
     ours = facts(utmos=tmp_path / "utmos.pt")["networks"]["mos"]
     assert ours == {"predictor": "UTMOS", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    monkeypatch.setattr(packages, "HASHED", 4)
+    monkeypatch.setattr(packages, "PIECE", 2)
+    large = facts(utmos=tmp_path / "utmos.pt")["networks"]["mos"]
+    (tmp_path / "utmos.pt").write_bytes(b"weighty")
+    assert large["bytes"] == 7
+    assert facts(utmos=tmp_path / "utmos.pt")["networks"]["mos"] != large  # others of the same size
+    monkeypatch.undo()
     networks = Metrics(EvaluationConfig()).describe()["networks"]
     assert len({network["sha256"] for network in networks.values()}) == 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def test_16_khz_samples_are_those_of_the_file(tmp_path: Path) -> None:
     pcm = np.array([-32768, -1, 0, 1, 32767], np.int16)
     soundfile.write(tmp_path / "a.wav", pcm, 16_000)
     assert (load_sound(tmp_path / "a.wav").samples == pcm.astype(np.float32) / 32768).all()
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    odd = (tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"\xff.wav"))
+    assert len(load_sound(odd).samples) == 8000
 
 
 def test_floats_beyond_full_scale_are_clipped_and_the_peak_is_kept(tmp_path: Path) -> None:

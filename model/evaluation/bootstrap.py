@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ QUANTILES = (0.025, 0.975)
 """Of the draws: a 95 % interval."""
 BLOCK = 1 << 20
 """Clips that are drawn at a time; memory, not results, depends on it."""
+
+FEWEST = 6
+"""Clips below which no interval is sure: differences of five lie on one side by chance in 6 % of cases."""
 
 Doubles = NDArray[np.float64]
 
@@ -33,6 +37,12 @@ class Interval:
     low: float
     high: float
     clips: int
+
+    def sure(self) -> Literal[-1, 0, 1]:
+        """Sign of a difference; 0 where its interval holds 0, or stands on fewer than `FEWEST` clips."""
+        if self.clips < FEWEST:
+            return 0
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
 def summarise(rows: Sequence[Sums], roots: Collection[str] = ROOTS) -> dict[str, Interval]:

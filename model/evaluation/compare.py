@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ from model.evaluation.figures import FIGURES, Sums
 from model.evaluation.partners import draw, find_pairs
 from model.evaluation.quoted import TABLE_2, PaperTable
 from model.evaluation.scoring import Make
-from model.evaluation.tables import MAIN, cell, clip_value, details, differences, heading, json_text, number, shown
+from model.evaluation.tables import (
+    MAIN,
+    SURE,
+    cell,
+    clip_value,
+    details,
+    differences,
+    heading,
+    json_text,
+    number,
+    shown,
+)
 from shards.errors import UserError
 from shards.storage import open_store
 
 ALONE: tuple[Family, ...] = ("dnsmos", "mos", "words")
 """Families that judge a sound by itself, or against its text: the reference has them too."""
-RANKED_BY = ("cer", "wer", "utmos", "distillmos", "dnsmos_ovrl", "rmse_f0_clip", "mae_energy", "secs")
-"""Figures to rank clips by: the first that the last system has. Characters tell more clips apart than words do."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +54,40 @@ class Comparison:
     lacking: dict[str, list[str]]
     unreadable: list[str]
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Clips that were scored."""
         return [clip.key for clip in self.evaluations[self.last].clips]
 
     def clip(self, system: str, key: str) -> ClipScores:
         """Raises KeyError."""
-        return {clip.key: clip for clip in self.evaluations[system].clips}[key]
+        return self._clips[system][key]
 
+    @cached_property
+    def _clips(self) -> dict[str, dict[str, ClipScores]]:
+        return {name: {clip.key: clip for clip in one.clips} for name, one in self.evaluations.items()}
+
+    @cached_property
     def summaries(self) -> dict[str, dict[str, Interval]]:
         """System -> figure -> value with interval."""
         return {name: evaluation.summary() for name, evaluation in self.evaluations.items()}
 
+    @cached_property
     def differences(self) -> dict[str, dict[str, Interval]]:
         """System -> figure -> its value less that of the last system, on the clips that both have the figure of."""
         last = self.evaluations[self.last].sums()
         return {name: paired(one.sums(), last) for name, one in self.evaluations.items() if name != self.last}
 
+    @cached_property
     def best(self) -> dict[str, str]:
         """Figure -> the best system, only where it is surely so (see `surely_best`). The reference does not compete."""
         return surely_best({name: one.sums() for name, one in self.evaluations.items() if name != self.reference})
 
 
 def surely_best(systems: dict[str, dict[str, Sums]]) -> dict[str, str]:
-    """Figure -> the system with the best value, where the paired 95 % interval of its difference to the runner-up
-    does not hold 0. Figures of which neither way is better, and those that only one system has, name nobody.
+    """Figure -> the system that is surely better than every other (`Interval.sure` of the paired difference).
+
+    Figures of which neither way is better, and those that only one system has, name nobody.
 
     Args:
         systems: name -> clip -> sums.
@@ -81,11 +98,13 @@ def surely_best(systems: dict[str, dict[str, Sums]]) -> dict[str, str]:
         ranked = [name for name in systems if key in values[name]]
         if figure.better is None or len(ranked) < 2:
             continue
-        ranked.sort(key=lambda name: values[name][key].value, reverse=figure.better == "higher")
-        apart = paired(systems[ranked[0]], systems[ranked[1]]).get(key)
-        # One clip has no spread, so nothing is sure of it.
-        if apart is not None and apart.clips > 1 and (apart.low > 0 if figure.better == "higher" else apart.high < 0):
-            found[key] = ranked[0]
+        sign = 1 if figure.better == "higher" else -1
+        best = max(ranked, key=lambda name: sign * values[name][key].value)
+        # The runner-up alone would not do: the difference to a third may be larger and yet less sure.
+        mine = {clip: {key: sums[key]} for clip, sums in systems[best].items() if key in sums}
+        apart = [paired(mine, systems[name]).get(key) for name in ranked if name != best]
+        if all(one is not None and one.sure() == sign for one in apart):
+            found[key] = best
     return found
 
 
@@ -159,45 +178,16 @@ def _without_own_words(clip: ClipScores) -> ClipScores:
     return replace(clip, sums=sums)
 
 
-def choose(comparison: Comparison, count: int, seed: int = 0) -> tuple[dict[str, str], str]:
-    """Clips for a page: a third the worst of the last system, a third its best, the rest drawn at random.
-
-    Returns:
-        Clip -> `worst`, `best`, `random` or `all`, in that order; and a sentence that says how they were chosen.
-    """
-    keys = comparison.keys
-    if count >= len(keys):
-        return dict.fromkeys(keys, "all"), f"All {len(keys)} clips."
-    sums = comparison.evaluations[comparison.last].sums()
-    figure = next((key for key in RANKED_BY if any(key in one for one in sums.values())), None)
-    some, ranked = count // 3, []
-    if figure is not None:
-        values = {key: clip_value(figure, sums[key].get(figure)) for key in keys}
-        sign = -1 if FIGURES[figure].better == "higher" else 1
-        ranked = sorted(
-            (key for key in keys if values[key] is not None), key=lambda key: (sign * (values[key] or 0), key)
-        )
-    chosen = dict.fromkeys(ranked[len(ranked) - some :][::-1] if some else [], "worst")
-    chosen |= dict.fromkeys([key for key in ranked[:some] if key not in chosen], "best")
-    rest = [key for key in keys if key not in chosen]
-    drawn = sorted(random.Random(seed).sample(rest, count - len(chosen)))
-    label = f" of {comparison.last} by {FIGURES[figure].label}" if figure else ""
-    parts = {name: sum(why == name for why in chosen.values()) for name in ("worst", "best")}
-    said = "".join(f"{number} {name}, " for name, number in parts.items() if number)
-    words = f"{count} of {len(keys)} clips: {said}{len(drawn)} drawn at random (seed {seed}); worst and best{label}."
-    return {**chosen, **dict.fromkeys(drawn, "random")}, words if said else f"{count} of {len(keys)} clips, at random."
-
-
 def columns(comparison: Comparison) -> list[str]:
     """Figures of the main table: those of the paper's, where any system has them."""
-    there = {key for found in comparison.summaries().values() for key in found}
+    there = {key for found in comparison.summaries.values() for key in found}
     return [key for key in MAIN if key in there] or [key for key in FIGURES if key in there]
 
 
 def main_table(comparison: Comparison, paper: PaperTable = TABLE_2) -> str:
     """Markdown: a row per system, a column per figure; bold where a system is surely the best; then the paper's rows
     that have a figure of these."""
-    keys, best, summaries = columns(comparison), comparison.best(), comparison.summaries()
+    keys, best, summaries = columns(comparison), comparison.best, comparison.summaries
     lines = [f"| system | {' | '.join(map(heading, keys))} |", "|---" * (len(keys) + 1) + "|"]
     for name, found in summaries.items():
         cells = [shown(key, found.get(key)) for key in keys]
@@ -211,7 +201,7 @@ def main_table(comparison: Comparison, paper: PaperTable = TABLE_2) -> str:
 
 
 INTERVALS = "95 % interval, bootstrap over clips."
-BEST = "best of the systems, and the 95 % interval of its paired difference to the runner-up does not hold 0."
+BEST = f"best of the systems; of its paired difference to each other one {SURE}"
 SOURCE = (
     "{} of the paper (Kim et al., CVPR 2025): measured by its authors on their clips with their networks, not here."
 )
@@ -236,8 +226,8 @@ def markdown(comparison: Comparison) -> str:
     """Main table, paired differences, every figure, and what was left out."""
     title = f"{len(comparison.evaluations)} systems, {len(comparison.keys)} clips"
     parts = [f"# {title}", main_table(comparison)]
-    parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences(), "system")]
-    parts += ["## Every figure", details(comparison.summaries())]
+    parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences, "system")]
+    parts += ["## Every figure", details(comparison.summaries)]
     lost = left_out(comparison)
     parts += ["## Left out", "\n".join(f"* {cell(line)}" for line in lost)] if lost else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -269,9 +259,9 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "clips": comparison.keys,
         "lacking": comparison.lacking,
         "unreadable": comparison.unreadable,
-        "figures": plain(comparison.summaries()),
-        "differences_to_last": plain(comparison.differences()),
-        "surely_best": comparison.best(),
+        "figures": plain(comparison.summaries),
+        "differences_to_last": plain(comparison.differences),
+        "surely_best": comparison.best,
         "heard": {
             name: {clip.key: {"heard": clip.heard, "text": clip.text, "notes": clip.notes} for clip in one.clips}
             for name, one in comparison.evaluations.items()

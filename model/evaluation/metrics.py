@@ -17,6 +17,9 @@ from model.evaluation.config import EvaluationConfig
 from model.evaluation.figures import Sums
 from model.evaluation.packages import weights
 from model.evaluation.sound import Sound
+from pipeline.stages.energy import Energy
+from pipeline.stages.mel import Mel
+from pipeline.stages.pitch import Pitch
 from shards.errors import UserError
 from shards.schema import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -135,11 +138,12 @@ class Metrics:
     def describe(self) -> dict[str, Any]:
         """What the figures depend on besides the sounds: settings, networks, versions. For records and cache keys."""
         settings = self.config.model_dump(mode="json", exclude={"utmos", "whisper", "threads", "device"})
-        return {"version": VERSION, "settings": settings, "networks": self._facts()}
+        stages = {stage.name: stage.version for stage in (Energy, Mel, Pitch)}
+        return {"version": VERSION, "stages": stages, "settings": settings, "networks": self._facts()}
 
     def _facts(self) -> dict[str, Any]:
         sources: dict[str, Callable[[], dict[str, Any]]] = {
-            "dnsmos": dnsmos.FILE.facts,
+            "dnsmos": lambda: {"onnxruntime": importlib.metadata.version("onnxruntime"), **dnsmos.FILE.facts()},
             "mos": self._mos_facts,
             "words": lambda: words.whisper_facts(self.config.whisper),
             "normaliser": words.NORMALISER.facts,

@@ -22,6 +22,8 @@ FILE = PackageFile("DistillMOS", "distillmos", "distillmos", "0.9.1", "weights/d
 N_FFT, HOP = 320, 160
 SAMPLES = 122_880
 """Length of the network's input."""
+BATCH = 8
+"""Windows at a time; long sound would not fit in memory whole."""
 STRIDE = 16_000
 """Windows of longer sound are at most this many samples apart."""
 FRAMES = 384
@@ -118,5 +120,7 @@ class DistillMos:
         over = max(len(wave) - SAMPLES, 0)
         padded = np.pad(wave, (0, max(SAMPLES - len(wave), 0)))
         starts = (np.linspace(0, 1, math.ceil(over / STRIDE) + 1) * over).astype(int)
-        batch = torch.from_numpy(np.stack([padded[start : start + SAMPLES] for start in starts]))
-        return float(self._network(batch.to(self._device, torch.float32)).mean())
+        windows = [padded[start : start + SAMPLES] for start in starts]
+        batches = (np.stack(windows[first : first + BATCH]) for first in range(0, len(windows), BATCH))
+        scores = [self._network(torch.from_numpy(batch).to(self._device, torch.float32)) for batch in batches]
+        return float(torch.cat(scores).mean())

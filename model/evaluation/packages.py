@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from shards.errors import UserError
 from shards.storage import file_sha256
 
 HASHED = 512 << 20
-"""Bytes up to which weights are named by their sha256; reading more takes too long for a command's start."""
+"""Bytes up to which weights are named by the sha256 of all; reading more takes too long for a command's start."""
+PIECES, PIECE = 64, 1 << 20
+"""Of larger files so many pieces of so many bytes, spread evenly from the first byte to the last, are read."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,20 @@ class PackageFile:
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """What names a file of weights: its sha256, or its size where it is large.
+    """What names a file of weights: its sha256; where it is large, its size and the sha256 of `PIECES` of it.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         size = path.stat().st_size
-        return {"sha256": file_sha256(path)} if size <= HASHED else {"file": path.name, "bytes": size}
+        if size <= HASHED:
+            return {"sha256": file_sha256(path)}
+        digest = sha256()
+        with open(path, "rb") as stream:
+            for number in range(PIECES):
+                stream.seek((size - PIECE) * number // (PIECES - 1))
+                digest.update(stream.read(PIECE))
+        return {"bytes": size, "sha256_of_pieces": digest.hexdigest()}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

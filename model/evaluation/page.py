@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from model.evaluation.alignment import align
 from model.evaluation.bootstrap import Interval
-from model.evaluation.compare import BEST, INTERVALS, SOURCE, Comparison, choose, columns, left_out, quoted_rows
+from model.evaluation.compare import BEST, INTERVALS, SOURCE, Comparison, columns, left_out, quoted_rows
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import ClipScores
 from model.evaluation.figures import FIGURES
@@ -18,13 +19,15 @@ from model.evaluation.html import asset, document, escape
 from model.evaluation.pictures import Scales, Track, picture, scales, track
 from model.evaluation.quoted import TABLE_2
 from model.evaluation.sound import load_sound
-from model.evaluation.tables import NONE, clip_value, heading, json_text, number
+from model.evaluation.tables import NONE, SURE, clip_value, heading, json_text, number
 from shards.codec import encode
 from shards.schema import FIELDS
 from shards.storage import open_store
 
 AUDIO = "audio"
 """Folder beside the page that holds the sounds it plays."""
+RANKED_BY = ("cer", "wer", "utmos", "distillmos", "dnsmos_ovrl", "rmse_f0_clip", "mae_energy", "secs")
+"""Figures to rank clips by: the first that the last system has. Characters tell more clips apart than words do."""
 BADGES = {"worst": "one of the worst", "best": "one of the best", "random": "drawn at random", "all": ""}
 
 
@@ -33,7 +36,7 @@ def write_page(comparison: Comparison, folder: Path, config: EvaluationConfig, s
 
     Args:
         config: range of pitch and filterbank of the pictures.
-        show: clips on the page, chosen as `compare.choose` says.
+        show: clips on the page, chosen as `choose` says.
         seed: of those drawn at random.
     """
     store = open_store(str(folder))
@@ -58,6 +61,35 @@ def write_page(comparison: Comparison, folder: Path, config: EvaluationConfig, s
     store.write("index.html", page.encode(errors="backslashreplace"))
 
 
+def choose(comparison: Comparison, count: int, seed: int = 0) -> tuple[dict[str, str], str]:
+    """Clips for a page: a third the worst of the last system, a third its best, the rest drawn at random.
+
+    Returns:
+        Clip -> `worst`, `best`, `random` or `all`, in that order; and a sentence that says how they were chosen.
+    """
+    keys = comparison.keys
+    if count >= len(keys):
+        return dict.fromkeys(keys, "all"), f"All {len(keys)} clips."
+    sums = comparison.evaluations[comparison.last].sums()
+    figure = next((key for key in RANKED_BY if any(key in one for one in sums.values())), None)
+    some, ranked = count // 3, []
+    if figure is not None:
+        values = {key: clip_value(figure, sums[key].get(figure)) for key in keys}
+        sign = -1 if FIGURES[figure].better == "higher" else 1
+        ranked = sorted(
+            (key for key in keys if values[key] is not None), key=lambda key: (sign * (values[key] or 0), key)
+        )
+    chosen = dict.fromkeys(ranked[len(ranked) - some :][::-1] if some else [], "worst")
+    chosen |= dict.fromkeys([key for key in ranked[:some] if key not in chosen], "best")
+    rest = [key for key in keys if key not in chosen]
+    drawn = sorted(random.Random(seed).sample(rest, count - len(chosen)))
+    label = f" of {comparison.last} by {FIGURES[figure].label}" if figure else ""
+    parts = {name: sum(why == name for why in chosen.values()) for name in ("worst", "best")}
+    said = "".join(f"{number} {name}, " for name, number in parts.items() if number)
+    words = f"{count} of {len(keys)} clips: {said}{len(drawn)} drawn at random (seed {seed}); worst and best{label}."
+    return {**chosen, **dict.fromkeys(drawn, "random")}, words if said else f"{count} of {len(keys)} clips, at random."
+
+
 def _files(comparison: Comparison, key: str) -> dict[str, str]:
     """System -> sound of a clip, the reference first."""
     found = {comparison.reference: comparison.clip(comparison.last, key).reference}
@@ -80,9 +112,9 @@ def _header(comparison: Comparison) -> str:
 
 
 def _summary(comparison: Comparison) -> str:
-    keys, best = columns(comparison), comparison.best()
+    keys, best = columns(comparison), comparison.best
     rows = []
-    for name, found in comparison.summaries().items():
+    for name, found in comparison.summaries.items():
         marked = {key for key in keys if best.get(key) == name}
         rows.append(_row(name, keys, found, marked, note="reference" if name == comparison.reference else ""))
     quoted = quoted_rows(keys)
@@ -93,14 +125,8 @@ def _summary(comparison: Comparison) -> str:
         for name, cells in quoted.items()
     ]
     apart = [
-        _row(
-            name,
-            keys,
-            found,
-            {key for key, one in found.items() if one.clips > 1 and (one.low > 0 or one.high < 0)},
-            sign=True,
-        )
-        for name, found in comparison.differences().items()
+        _row(name, keys, found, {key for key, one in found.items() if one.sure()}, sign=True)
+        for name, found in comparison.differences.items()
     ]
     lost = left_out(comparison)
     about = "".join(f"<li>{escape(heading(key))}: {escape(FIGURES[key].about)}</li>" for key in keys if key in FIGURES)
@@ -119,7 +145,7 @@ def _summary(comparison: Comparison) -> str:
         f"{_table(keys, rows, foot)}<p class='soft'>{escape(marks)}</p>{some}"
         f"<details><summary>What the figures are</summary><ul>{about}</ul></details></section>"
         f'<section id="differences"><h2>Difference to {escape(comparison.last)}</h2>{_table(keys, apart, [])}'
-        f"<p class='soft'>{escape(meaning)} Bold: the 95 % interval does not hold 0.</p></section>"
+        f"<p class='soft'>{escape(meaning)} Bold: {escape(SURE)}</p></section>"
     )
 
 

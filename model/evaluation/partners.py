@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -55,8 +56,10 @@ def find_pairs(
         raise UserError(f"{generated} and {reference}: give two folders, or two files")
     table = read_texts(texts) if texts is not None else {}
     if not generated.is_dir():
+        _check_texts(texts, table, [generated.stem])
         return [_with_text(Pair(generated.stem, generated, reference), table)], []
     ours, theirs = files(generated), files(reference)
+    _check_texts(texts, table, {*ours, *theirs})
     keys = draw({*ours, *theirs}, clips)
     both = {key: None for key in keys if key in ours and key in theirs}
     missing = [f"{key}: no file in {reference if key in ours else generated}" for key in keys if key not in both]
@@ -75,7 +78,7 @@ def draw(keys: Collection[str], count: int | None) -> list[str]:
     """
     if count is not None and count < 1:
         raise UserError(f"{count} clips: give a positive number")
-    return sorted(sorted(keys, key=lambda key: sha256(key.encode()).digest())[:count])
+    return sorted(sorted(keys, key=lambda key: sha256(os.fsencode(key)).digest())[:count])
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -100,6 +103,14 @@ def read_texts(path: Path) -> dict[str, str]:
             raise UserError(f"{path}: key {row['key']!r} stands there twice")
         found[row["key"]] = row["text"]
     return found
+
+
+def _check_texts(path: Path | None, table: dict[str, str], keys: Collection[str]) -> None:
+    if table and not any(key in table for key in keys):
+        raise UserError(
+            f"{path}: its keys, such as {next(iter(table))!r}, are of no clip; a key is the path below the folder "
+            f"without suffix, such as {next(iter(keys), 'speaker/clip')!r}"
+        )
 
 
 def files(folder: Path) -> dict[str, Path]:

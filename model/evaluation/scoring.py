@@ -1,4 +1,4 @@
-"""Pairs scored by several processes; one that dies over a clip costs that clip alone."""
+"""Pairs scored by several processes; one that dies or hangs over a clip costs that clip alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -18,6 +19,10 @@ from shards.errors import UserError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by libraries when they are loaded; processes, not threads, share the cores."""
+PATIENCE = 1800.0
+"""Seconds that a clip may take, loading of networks among them; a process that needs longer hangs."""
+FAREWELL = 10.0
+"""Seconds that a process may take to end."""
 
 
 class Scorer(Protocol):
@@ -55,7 +60,9 @@ def score_pairs(pairs: Sequence[Pair], config: EvaluationConfig, workers: int, m
                 worker = _Worker(config, make)
                 crew[worker.connection] = worker
                 worker.give(*todo.pop())
-            for connection in wait(list(crew)):
+            ready = wait(list(crew), max(0.0, min(worker.deadline for worker in crew.values()) - time.monotonic()))
+            late = [one for one, worker in crew.items() if one not in ready and worker.late()]
+            for connection in (*ready, *late):
                 worker = crew[connection]  # type: ignore[index]
                 yield worker.index, worker.answer()
                 if todo and worker.alive:
@@ -73,20 +80,28 @@ class _Worker:
     def __init__(self, config: EvaluationConfig, make: Make) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.index, self.alive = -1, True
+        self.index, self.alive, self.deadline = -1, True, 0.0
         with _environment(dict.fromkeys(THREADS, str(config.threads))):
             self._process: SpawnProcess = context.Process(target=_work, args=(theirs, config, make), daemon=True)
             self._process.start()
         theirs.close()
 
     def give(self, index: int, pair: Pair) -> None:
-        self.index = index
+        self.index, self.deadline = index, time.monotonic() + PATIENCE
         # A process that died meanwhile is found out when it answers.
         with contextlib.suppress(OSError):
             self.connection.send(pair)
 
+    def late(self) -> bool:
+        """Whether its clip takes too long."""
+        return time.monotonic() >= self.deadline
+
     def answer(self) -> Any:
-        """Scores or `Failed`. Raises UserError: see `score_pairs`."""
+        """Scores or `Failed`; a process that has none by now is killed. Raises UserError: see `score_pairs`."""
+        if not self.connection.poll():
+            self.alive = False
+            self._process.kill()
+            return Failed(f"not scored within {PATIENCE:g} s")
         try:
             found = self.connection.recv()
         except (EOFError, OSError):
@@ -101,7 +116,10 @@ class _Worker:
         if now:
             self._process.terminate()
         self.connection.close()
-        self._process.join()
+        self._process.join(FAREWELL)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
 
 
 def _work(connection: Connection, config: EvaluationConfig, make: Make) -> None:

@@ -56,18 +56,22 @@ def load_sound(path: str | Path) -> Sound:
 def _file(path: Path) -> NDArray[np.float32]:
     """A plain audio file, float32 [N] at 16 kHz."""
     import soundfile
-    from scipy.signal import resample_poly
 
     from pipeline.sound import mean, mix
 
     try:
-        read, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open(path, "rb") as stream:  # soundfile itself takes no name that is not UTF-8
+            read, rate = soundfile.read(stream, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as sound ({error})") from None
     channels = np.ascontiguousarray(read.T)
     mono = mean(channels, mix([channels], tuple(map(str, range(len(channels))))))
+    if rate == SAMPLE_RATE:
+        return mono
+    from scipy.signal import resample_poly  # takes a second to load
+
     common = gcd(rate, SAMPLE_RATE)
-    return mono if rate == SAMPLE_RATE else resample_poly(mono, SAMPLE_RATE // common, rate // common)
+    return np.asarray(resample_poly(mono, SAMPLE_RATE // common, rate // common), np.float32)
 
 
 def _container(path: Path) -> tuple[NDArray[np.float32], int | None]:

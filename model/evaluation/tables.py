@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.bootstrap import Interval
+from model.evaluation.bootstrap import FEWEST, Interval
 from model.evaluation.evaluate import Evaluation
 from model.evaluation.figures import FIGURES
 from model.evaluation.quoted import TABLE_2, PaperTable
@@ -22,6 +22,7 @@ MAIN = ("utmos", "distillmos", "dnsmos_ovrl", "rmse_f0", "mae_energy", "wer", "s
 """Columns of a table, where anybody has them: those of the paper's Tables 2, 4 and 5, and what stands in for UTMOS."""
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 NONE = "–"
+SURE = f"the 95 % interval does not hold 0, on {FEWEST} clips or more."
 
 Summaries = Mapping[str, Mapping[str, Interval]]
 """System -> figure -> value and interval."""
@@ -65,17 +66,16 @@ PREDICTED = {
 
 
 def differences(pairs: Summaries, title: str) -> str:
-    """Markdown: paired differences, a row per system; those whose interval does not hold 0 are bold."""
+    """Markdown: paired differences, a row per system; those that are `sure` are bold."""
     keys = [key for key in MAIN if any(key in found for found in pairs.values())]
     lines = [_line([title, *(heading(key) for key in keys)]), "|---" * (len(keys) + 1) + "|"]
     for name, found in pairs.items():
         cells = []
         for key in keys:
             text = shown(key, found.get(key), sign=True)
-            sure = key in found and (found[key].low > 0 or found[key].high < 0)
-            cells.append(f"**{text}**" if sure else text)
+            cells.append(f"**{text}**" if key in found and found[key].sure() else text)
         lines.append(_line([cell(name), *cells]))
-    lines += ["", "On the same clips, drawn together. Bold: the 95 % interval does not hold 0."]
+    lines += ["", f"On the same clips, drawn together. Bold: {SURE}"]
     return "\n".join(lines) + "\n"
 
 

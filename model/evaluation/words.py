@@ -15,6 +15,7 @@ from model.evaluation.packages import PackageFile, weights
 from pipeline.networks.ctranslate2 import find_weights
 from shards.errors import UserError, warn
 from shards.schema import SAMPLE_RATE
+from shards.storage import file_sha256
 
 NORMALISER = PackageFile(
     "Whisper's normaliser", "whisper-normalizer", "whisper_normalizer", "0.1.15", "normalizers/english.json"
@@ -114,7 +115,11 @@ def whisper_facts(name: str) -> dict[str, Any]:
     folder = whisper_folder(name)
     label = "tiny.en (bundled)" if name == "bundled" else folder.name if folder else name
     versions = {package: importlib.metadata.version(package) for package in ("faster-whisper", "ctranslate2")}
-    return {"model": label, **versions, **(weights(folder / "model.bin") if folder else {})}
+    if folder is None:
+        return {"model": label, **versions}
+    # Tokens that Whisper may not say stand in its settings.
+    beside = {path.name: file_sha256(path) for path in sorted(folder.glob("*.json"))}
+    return {"model": label, **versions, **weights(folder / "model.bin"), "beside": beside}
 
 
 @cache
