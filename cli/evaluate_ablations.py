@@ -41,9 +41,12 @@ def run(args: argparse.Namespace) -> int:
     config, how = measuring(args), sampling(args)
     clips = SplitClips(args.dataset, args.split, args.clips)
     if args.no_train:
-        names = [name for name in names if has_run(args.output, name)]
-        if "full" not in names:
+        absent = [name for name in names if not has_run(args.output, name)]
+        if "full" in absent:
             raise UserError(f"{args.output / 'full'}: no checkpoint, and --no-train; the others are held against it")
+        if absent and args.only:
+            raise UserError(f"{args.output / absent[0]}: no checkpoint, and --no-train; leave it out of --only")
+        names = [name for name in names if name not in absent]
     else:
         options = [*args.set, *([f"size={args.size}"] if args.size else [])]
         options += [f"steps={args.train_steps}"] if args.train_steps is not None else []

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.main import main
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import Evaluation
 from model.evaluation.quoted import LABELS, TABLE_5
@@ -170,3 +171,13 @@ def test_runs_are_trained_until_they_are_finished(tmp_path: Path) -> None:
 def test_ablations_are_the_papers() -> None:
     assert ablation_runs() == ["full", "hier", "timbre", "prosody", "face_id", "fe", "ws", "mp"] == list(LABELS)
     assert ablation_runs(["ws", "hier"]) == ["full", "hier", "ws"]
+
+
+def test_runs_that_are_asked_for_must_be_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "ablations", str(dataset), str(dataset.parent / "runs"), "--split=train", "--no-train"]
+    assert main([*command, "--metrics=length"]) == 2
+    assert "full: no checkpoint" in capsys.readouterr().err
+    (dataset.parent / "runs/full").mkdir(parents=True)
+    (dataset.parent / "runs/full/step-00000010.pt").touch()
+    assert main([*command, "--metrics=length", "--only=hier"]) == 2
+    assert "hier: no checkpoint" in capsys.readouterr().err
