@@ -20,8 +20,9 @@ QUANTILES = (0.025, 0.975)
 BLOCK = 1 << 20
 """Clips that are drawn at a time; memory, not results, depends on it."""
 
-FEWEST = 6
-"""Clips below which no interval is sure: differences of five lie on one side by chance in 6 % of cases."""
+FEWEST = 20
+"""Clips below which no difference is sure, since percentile intervals are too narrow then: of equal systems with normal
+figures, 0 lies outside in 14 % of cases at six clips, 10 % at ten, 5 % at twenty."""
 
 Doubles = NDArray[np.float64]
 
