@@ -24,6 +24,7 @@ from model.resume import check_same_run, plain
 from model.system import System
 from model.systems import SYSTEMS, build_network
 from model.train_config import OptimiserConfig, TrainConfig
+from model.windows import WINDOW
 from shards.config import load_config
 from shards.errors import UserError
 from tests.small_model import batch, config, first_alone, seeded
@@ -279,6 +280,10 @@ def test_long_clips_are_rendered_in_windows() -> None:
         "pitch": torch.randn(1, 1000),
         "timbre": torch.randn(1, 9),
     }
+    assert isinstance(network, V2SFlow)
+    seen: set[int] = set()
+    network.decoder.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[2]))
     mel = network.render(prediction, torch.ones(1, 1000, dtype=torch.bool), seeded(), 1)
+    assert seen == {2 * WINDOW}
     assert mel.shape == (1, 80, 1000)
     assert torch.isfinite(mel).all()
