@@ -103,7 +103,10 @@ def test_a_split_is_spoken_once_and_scored(dataset: Path) -> None:
     assert evaluate(synthesizer, dataset).clips == found.clips
     assert synthesizer.spoken == 5
     synthesizer.sampling = Sampling(seed=3)
-    assert [clip.key for clip in evaluate(synthesizer, dataset, 2).clips] == SplitClips(str(dataset), "train", 2).keys
+    # What is left there of another system must not pass for this one's.
+    with pytest.warns(UserWarning, match="1 more clips, such as .*, were made in another way"):
+        fewer = evaluate(synthesizer, dataset, 2)
+    assert [clip.key for clip in fewer.clips] == SplitClips(str(dataset), "train", 2).keys
     assert synthesizer.spoken == 7
 
 

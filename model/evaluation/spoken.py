@@ -17,7 +17,7 @@ from model.evaluation.partners import Pair
 from model.evaluation.scoring import Make
 from model.evaluation.split_clips import SEEN, SplitClips
 from shards.codec import encode
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.pitch import standardise
 from shards.progress import Progress
 from shards.schema import FIELDS, SchemaError
@@ -104,7 +104,19 @@ def _speak(
             paths = out / SPEECH / f"{key}.wav", folder / f"{key}.wav"
             pairs.append(Pair(key, *paths, text or None, "shards" if text else ""))
             progress.advance()
+    others = [found.name.removesuffix(".json") for found in notes.list() if found.name.endswith(".json")]
+    old = [key for key in sorted({*others} - {*clips.keys}) if not _made_so(notes, key, digest)]
+    if old:
+        also = f"{len(old)} more clips, such as {old[0]}, were made in another way"
+        warn(f"{out / SPEECH}: {also}; do not compare the folder as a whole")
     return pairs, predicted, lost
+
+
+def _made_so(notes: Store, key: str, digest: str) -> bool:
+    try:
+        return bool(json.loads(notes.read(f"{key}.json"))["made"] == digest)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _known(notes: Store, speech: Store, key: str, digest: str) -> Sums | None:
