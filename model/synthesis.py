@@ -39,7 +39,7 @@ class Sampling:
         steps: Euler steps.
         guidance: scale beta of classifier-free guidance.
         temperature: scale of the noise that the flow begins with.
-        seed: of that noise and of Griffin-Lim's first phases, each clip's own.
+        seed: of Griffin-Lim's first phases and, with the clip (see `noise_seed`), of that noise.
 
     Raises:
         UserError: a value out of range.
@@ -55,6 +55,17 @@ class Sampling:
             raise UserError("--steps must be 1 or more, --guidance and --temperature 0 or more")
         if not 0 <= self.seed < 1 << 63:
             raise UserError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
+
+
+def noise_seed(seed: int, lips: NDArray[np.uint8]) -> int:
+    """Of a clip's noise: from `seed` and the clip's pixels, so that clips of a set have noises of their own, whose
+    chance an interval over clips then covers, and a clip has the same one in any set and order.
+
+    Args:
+        lips: uint8 [F, 96, 96].
+    """
+    digest = hashlib.sha256(f"{seed} ".encode() + np.ascontiguousarray(lips).tobytes()).digest()
+    return int.from_bytes(digest[:7], "little")
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ class Synthesizer:
         how = self.sampling
         mask = torch.ones(1, prediction["mu"].shape[2], dtype=torch.bool, device=self.device)
         # Drawn on the CPU, so that every device begins with the same noise.
-        noise = torch.Generator().manual_seed(how.seed)
+        noise = torch.Generator().manual_seed(noise_seed(how.seed, clip["lips"]))
         mel = self.network.render(prediction, mask, noise, how.steps, how.guidance, how.temperature)
         found: dict[str, NDArray[Any]] = {"mel": mel[0].T.contiguous().cpu().numpy()}
         if "logits" in prediction:
