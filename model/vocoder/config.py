@@ -103,7 +103,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "tiny": {
         "factors": (10, 8, 4),
         "kernels": (20, 16, 8),
-        "channels": 256,
+        "channels": 128,
         "block": 2,
         "block_kernels": (3, 7),
         "block_dilations": ((1, 3), (1, 3)),
