@@ -27,6 +27,8 @@ from shards.config import load_config
 from shards.errors import UserError
 from shards.schema import LIP_SIZE, MEL_PER_FRAME
 
+METHOD = 2
+"""Raised where the same checkpoint and settings give other speech than before, so that old speech is made anew."""
 BLENDED = {"mu": 2, "logits": 1, "pitch": 1, "energy": 1}
 """What `predict` gives per acoustic frame -> the axis that these frames are along."""
 
@@ -136,6 +138,7 @@ class Synthesizer:
             "system": self.network.config.system,
             "step": self.state.step,
             "vocoder": self.vocoder.name,
+            "method": METHOD,
             **asdict(self.sampling),
         }
 

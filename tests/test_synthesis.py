@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from model import flow
 from model.flow import sample
 from model.griffinlim import playable
-from model.synthesis import Sampling, Synthesizer, pick_device
+from model.synthesis import METHOD, Sampling, Synthesizer, pick_device
 from model.windows import OVERLAP, WINDOW, Blend, ramp, starts, windowed
 from shards.augment import augmented, centred
 from shards.errors import UserError
@@ -144,7 +144,8 @@ def test_speech_depends_on_the_clip_and_the_seed_alone(run: Path, synthesizer: S
     assert other.wave.tobytes() != first.wave.tobytes()
     assert torch.get_num_threads() == before
     sampling = {"steps": 2, "guidance": 0.7, "temperature": 1.0, "seed": 0}
-    assert synthesizer.facts() == {"system": "faces2voices", "step": 7, "vocoder": "Griffin-Lim"} | sampling
+    made = {"system": "faces2voices", "step": 7, "vocoder": "Griffin-Lim", "method": METHOD}
+    assert synthesizer.facts() == made | sampling
 
 
 class Local:
