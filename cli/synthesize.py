@@ -83,7 +83,8 @@ def _one(args: argparse.Namespace, job: Job) -> int:
 
 
 def _many(args: argparse.Namespace, job: Job) -> int:
-    from model.synthesize import FAILED, synthesize_many
+    from model.speech_record import FAILED
+    from model.synthesize import synthesize_many
 
     report = synthesize_many(
         args.source,

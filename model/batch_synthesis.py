@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from model.synthesize import Failure, Job, Speaker, Speech, Task
+from model.speech_record import Failure, Task
+from model.synthesize import Job, Speaker, Speech
 from pipeline.config import RunConfig
 from pipeline.runner import actor_options, check_room, ray_session
 from pipeline.stage import Resources

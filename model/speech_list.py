@@ -70,9 +70,14 @@ def check_output(source: str, output: Path) -> None:
         raise UserError(f"{output}: lies in the source folder, where the next run would take speech for a source")
 
 
+def local_sources(clips: Mapping[str, Clip]) -> set[Path]:
+    """Resolved paths of the sources that are files here."""
+    return {local_path(clip.uri).resolve() for clip in clips.values() if not is_remote(clip.uri)}
+
+
 def check_sources_stay(clips: Mapping[str, Clip], output: Path, suffixes: Iterable[str]) -> None:
     """Raises UserError: what is written for a key, `output / KEY` with one of `suffixes`, would replace a source."""
-    sources = {local_path(clip.uri).resolve() for clip in clips.values() if not is_remote(clip.uri)}
+    sources = local_sources(clips)
     for key in clips:
         for suffix in suffixes:
             path = output / f"{key}{suffix}"

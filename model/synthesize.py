@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from model import checkpoint as checkpoints
+from model.speech_record import Failure, Task, is_made, remove_stale, withdraw, write_failed, write_whole
 from model.synthesis import Sampling, Spoken, Synthesizer, torch_threads
 from shards.codec import encode
 from shards.errors import UserError
 from shards.progress import Progress
 from shards.schema import FIELDS, SAMPLE_RATE
-from shards.storage import is_remote, open_store
+from shards.storage import is_remote
 
 if TYPE_CHECKING:
     from pipeline.stage import Clip
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Format = Literal["wav", "mp4"]
 SAVED = ("units", "pitch", "energy", "timbre", "mel")
 """Predictions that can be written beside the speech."""
-FAILED = "failed.csv"
 
 
 @dataclass(frozen=True)
@@ -71,26 +70,6 @@ class Speech:
     step: int
     vocoder: str
     predictions: Path | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A clip of many: where its speech goes (`.wav`, or `.mp4` with a `.wav` beside it), and what it is made with."""
-
-    key: str
-    clip: Clip
-    output: Path
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A clip without speech: the code that quarantine would have, or `worker_died`."""
-
-    key: str
-    uri: str
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -145,15 +124,12 @@ class Speaker:
         (spoken,) = self.synthesizer.speak([{name: fields[name] for name in ("lips", "identity", "expression")}])
         arrays = self._chosen(spoken)
         output.parent.mkdir(parents=True, exist_ok=True)
-        record = output.with_suffix(".json")
-        if facts is not None or _made_with(record) is not None:
-            # It vouches for the others, so it goes first and comes last.
-            record.unlink(missing_ok=True)
+        withdraw(output, without_predictions=not arrays)
         predictions = output.with_suffix(".npz") if arrays else None
         if predictions:
             packed = io.BytesIO()
             np.savez(packed, **arrays)
-            _write(predictions, packed.getvalue())
+            write_whole(predictions, packed.getvalue())
         wav, video = output.with_suffix(".wav"), output if output.suffix.lower() == ".mp4" else None
         write_wav(wav, spoken.wave)
         if video:
@@ -164,7 +140,7 @@ class Speaker:
         seconds = len(spoken.wave) / SAMPLE_RATE
         if facts is not None:
             about = {"source": clip.uri, "seconds": seconds, "face": fields["track"], "made_with": facts}
-            _write(record, json.dumps(about, indent=1).encode())
+            write_whole(output.with_suffix(".json"), json.dumps(about, indent=1).encode())
         made = self.synthesizer
         return Speech(wav, video, seconds, made.state.step, made.vocoder.name, predictions)
 
@@ -206,9 +182,8 @@ def synthesize(video: str, output: Path, job: Job) -> Speech:
 
     from pipeline.stage import Clip
 
-    return speaker.speak(
-        Clip(key=Path(video).name, uri=video, digest=""), output, speaker.facts() if job.save else None
-    )
+    facts = speaker.facts() | {"format": output.suffix.lower().removeprefix(".")} if job.save else None
+    return speaker.speak(Clip(key=Path(video).name, uri=video, digest=""), output, facts)
 
 
 def synthesize_many(
@@ -224,7 +199,7 @@ def synthesize_many(
     """Speak for the clips of a folder or list, each to a file of the same relative name below `output`.
 
     A clip whose files are there, made of the same video with the same network and settings, is kept. Clips that cannot
-    be used are listed in `failed.csv` below `output`.
+    be used are listed in `failed.csv` below `output`, and what was made for them otherwise before is removed.
 
     Args:
         source: see `model.speech_list.list_videos`.
@@ -235,7 +210,7 @@ def synthesize_many(
     Raises:
         UserError: unusable source, checkpoint or output, or a share of a GPU without workers.
     """
-    from model.speech_list import check_output, check_sources_stay, list_videos
+    from model.speech_list import check_output, check_sources_stay, list_videos, local_sources
 
     if workers < 0:
         raise UserError(f"--workers {workers}: must be 0 or more")
@@ -257,6 +232,7 @@ def synthesize_many(
     tasks = [
         Task(key, clip, output.absolute() / f"{key}.{format}", facts | _source(clip)) for key, clip in clips.items()
     ]
+    sources = local_sources(clips)
     output.mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if force or not is_made(task)]
     report = Report(output, kept=len(tasks) - len(waiting))
@@ -269,40 +245,18 @@ def synthesize_many(
         for task, outcome in zip(waiting, outcomes, strict=True):
             if isinstance(outcome, Failure):
                 report.failed.append(outcome)
+                remove_stale(task, sources)
                 progress.note(f"{task.clip.uri}: {outcome.reason}: {outcome.message}")
             else:
                 report.made.append(outcome)
             progress.advance()
-    _write_failed(output, report.failed)
+    write_failed(output, report.failed)
     return report
-
-
-def is_made(task: Task) -> bool:
-    """Whether a clip's files are there and made as they would be now."""
-    ending = {".wav", task.output.suffix, *([".npz"] if task.facts["save"] else [])}
-    if not all(task.output.with_suffix(suffix).is_file() for suffix in ending):
-        return False
-    return _made_with(task.output.with_suffix(".json")) == task.facts
-
-
-def _made_with(record: Path) -> dict[str, Any] | None:
-    """What the record beside a speech says of how it was made; None where there is no such record."""
-    try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-    facts = found.get("made_with") if isinstance(found, dict) else None
-    return facts if isinstance(facts, dict) else None
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
-    _write(path, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    open_store(str(path.parent)).write(path.name, data)
+    write_whole(path, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
 
 
 def _source(clip: Clip) -> dict[str, Any]:
@@ -319,15 +273,3 @@ def _one_file(place: str) -> str:
         return uri
     names = checkpoints.found(uri) if is_remote(uri) or Path(uri).is_dir() else []
     return f"{uri}/{names[-1]}" if names else uri
-
-
-def _write_failed(output: Path, failed: Sequence[Failure]) -> None:
-    """The list of clips without speech; none where there are none."""
-    if not failed:
-        (output / FAILED).unlink(missing_ok=True)
-        return
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["key", "uri", "reason", "message"])
-    rows.writerows([each.key, each.uri, each.reason, each.message] for each in failed)
-    _write(output / FAILED, text.getvalue().encode())

@@ -18,7 +18,8 @@ from cli.main import main
 from model import batch_synthesis, checkpoint
 from model.batch_synthesis import on_ray
 from model.speech_list import list_videos
-from model.synthesize import Failure, Job, Task, synthesize_many
+from model.speech_record import Failure, Task
+from model.synthesize import Job, synthesize_many
 from pipeline.media import decode_video
 from pipeline.mux import write_video
 from pipeline.prepare import KEPT, Preparer, Unusable
