@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from model.evaluation.quoted import LABELS, TABLE_4
     from model.evaluation.split_clips import SplitClips
     from model.evaluation.spoken import REFERENCE, evaluate_checkpoint
-    from model.evaluation.sweeps import EVALUATED, ablation_runs, has_run, report, train_runs
+    from model.evaluation.sweeps import EVALUATED, ablation_runs, check_runs, has_run, report, train_runs
     from model.evaluation.tables import json_text, write
     from model.synthesis import Synthesizer
     from model.train_config import train_config
@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
         trained = train_config(args.config, options)
         if args.parallel < 1:
             raise UserError(f"--parallel {args.parallel}: give a positive number")
+        fixed = [name for name in LABELS if trained.model.get(name, True) is not True]
+        if fixed:
+            raise UserError(f"model.{fixed[0]}: is set; leave it out, for the runs differ in it")
         train = [sys.executable, "-m", "cli.main", "train", args.dataset]
         train += ["--config", str(args.config)] if args.config else []
         train += [word for option in options for word in ("--set", option)]
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             for name in names
         }
         train_runs(commands, args.output, trained.steps, trained.minutes is not None, args.parallel)
+    notes = check_runs(args.output, names)
     evaluations = []
     for name in names:
         synthesizer = Synthesizer(args.output / name, args.vocoder, args.lip_weights, args.device, how)
@@ -77,6 +81,6 @@ def run(args: argparse.Namespace) -> int:
         )
         write(evaluation, folder)
         evaluations.append(evaluation)
-    text, tree = report(evaluations, args.output, TABLE_4, "model", LABELS["full"])
+    text, tree = report(evaluations, args.output, TABLE_4, "model", LABELS["full"], notes)
     print(json_text(tree) if args.json else f"{text}\n{args.output}: table.md, sweep.json")
     return finish(evaluations)

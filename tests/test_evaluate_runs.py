@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from model import checkpoint
+from model.config import ModelConfig
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import Evaluation
 from model.evaluation.quoted import LABELS, TABLE_5
 from model.evaluation.split_clips import SplitClips
 from model.evaluation.spoken import evaluate_checkpoint
-from model.evaluation.sweeps import ablation_runs, has_run, report, sweep_guidance, train_runs
+from model.evaluation.sweeps import ablation_runs, check_runs, has_run, report, sweep_guidance, train_runs
 from model.synthesis import Sampling, Spoken
 from model.train_config import dataset_facts
 from shards.dataset import Dataset
@@ -166,6 +168,10 @@ def test_runs_are_trained_until_they_are_finished(tmp_path: Path) -> None:
     train_runs(commands, tmp_path, steps=20, minutes=True, parallel=2)
     train_runs(commands, tmp_path, steps=20, minutes=True, parallel=2)
     assert (tmp_path / "hier/count").read_text() == "xx"
+    # The mark of that run is not one for more steps.
+    with pytest.raises(UserError, match="before its last step"):
+        train_runs(commands, tmp_path, steps=30, minutes=False, parallel=1)
+    assert (tmp_path / "full/count").read_text() == "xxxx"
     with pytest.raises(UserError, match=r"training ws ended with status 3; see .*ws\.log"):
         train_runs({"ws": run_of(tmp_path / "ws", 1, status=3)}, tmp_path, steps=10, minutes=False, parallel=1)
     assert not has_run(tmp_path, "prosody")
@@ -174,6 +180,40 @@ def test_runs_are_trained_until_they_are_finished(tmp_path: Path) -> None:
 def test_ablations_are_the_papers() -> None:
     assert ablation_runs() == ["full", "hier", "timbre", "prosody", "face_id", "fe", "ws", "mp"] == list(LABELS)
     assert ablation_runs(["ws", "hier"]) == ["full", "hier", "ws"]
+
+
+def saved(folder: Path, step: int = 10, profile: str = "offline", **switches: bool) -> None:
+    """A run's folder with a checkpoint of no tensors."""
+    folder.mkdir(parents=True)
+    shape = ModelConfig.model_validate(switches).model_dump(mode="json")
+    checkpoint.save(folder, checkpoint.Checkpoint(step, {}, shape, {"profile": profile}, {}, {}), keep=1)
+
+
+def test_runs_are_what_their_folders_are_called(tmp_path: Path) -> None:
+    saved(tmp_path / "full")
+    saved(tmp_path / "hier", hier=False)
+    assert check_runs(tmp_path, ["full", "hier"]) == []
+    saved(tmp_path / "ws", step=20, profile="paper", ws=False)
+    with pytest.warns(UserWarning, match="differ by more than the part"):
+        notes = check_runs(tmp_path, ["full", "hier", "ws"])
+    steps = [f"{name}: trained for {count} steps" for name, count in (("full", 10), ("hier", 10), ("ws", 20))]
+    assert notes == [*steps, "ws: another dataset than full (profile)"]
+    saved(tmp_path / "mp")
+    with pytest.raises(UserError, match=r"mp: the network has every part, and 'mp' means mp off"):
+        check_runs(tmp_path, ["full", "mp"])
+    saved(tmp_path / "fe", fe=False, ws=False)
+    with pytest.raises(UserError, match=r"fe: the network has fe, ws off"):
+        check_runs(tmp_path, ["full", "fe"])
+    saved(tmp_path / "other/full", hier=False)
+    with pytest.raises(UserError, match=r"full: the network has hier off"):
+        check_runs(tmp_path / "other", ["full"])
+
+
+def test_table_says_what_else_sets_runs_apart(dataset: Path) -> None:
+    found = [evaluate(FakeSynthesizer(dataset), dataset)]
+    text, tree = report(found, dataset.parent, TABLE_5, "model", "fake, step 5, none", ["a|b"])
+    assert "* a\\|b" in text
+    assert tree["notes"] == ["a|b"]
 
 
 def test_runs_that_are_asked_for_must_be_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
