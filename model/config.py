@@ -278,6 +278,11 @@ class ModelConfig(Config):
     rectified_flow: RectifiedFlowConfig = RectifiedFlowConfig()
     loss: LossConfig = LossConfig()
 
+    @property
+    def told_voice(self) -> bool:
+        """Whether synthesis must be given a voice, since the face says nothing of it."""
+        return self.system != "faces2voices" and self.speaker == "voice"
+
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
         """The configuration called `name` in `PRESETS`. Raises KeyError for another name."""

@@ -91,7 +91,8 @@ class Speaker:
     """Everything that a job needs, loaded once.
 
     Raises:
-        UserError: a checkpoint or vocoder that cannot be used, or other stage weights than its training had.
+        UserError: a checkpoint or vocoder that cannot be used, a system that must be given a voice, or other stage
+            weights than its training had.
     """
 
     def __init__(self, job: Job) -> None:
@@ -99,6 +100,14 @@ class Speaker:
         self.synthesizer = Synthesizer(
             job.checkpoint, job.vocoder, job.lip_weights, job.device, job.sampling, job.threads
         )
+        shape = self.synthesizer.network.config
+        if shape.told_voice:
+            raise UserError(
+                f"{job.checkpoint}: this {shape.system} takes its speaker from a reference voice "
+                "(model.speaker=voice), and a silent video has none; speak for clips of a dataset, whose shards hold "
+                "their voices, with `f2v evaluate --checkpoint ... --dataset ...`, or train one that reads the speaker "
+                "from the face (model.speaker=face)"
+            )
         from pipeline.prepare import Preparer
 
         dataset = self.synthesizer.state.dataset
