@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(summary_json(evaluation)), end="")
     else:
-        print(*map(printable, terminal(evaluation)), "", table({evaluation.name: evaluation.summary()}), sep="\n")
+        name = evaluation.name
+        shown = table({name: evaluation.summary()}, {name: len(evaluation.clips)})
+        print(*map(printable, terminal(evaluation)), "", shown, sep="\n")
     if args.output and not args.json:
         print(f"{args.output}: table.md, clips.csv, summary.json")
     return finish([evaluation])

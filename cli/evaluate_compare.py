@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output}: is a file; name a folder")
     config = measuring(args)
 
-    from model.evaluation.compare import compare, left_out, main_table, record, write
+    from model.evaluation.compare import compare, left_out, record, write
     from model.evaluation.page import write_page
     from model.evaluation.tables import differences, json_text
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(record(found)), end="")
     else:
-        print(main_table(found), differences(found.differences, f"less {found.last}"), sep="\n")
+        print(found.table(), differences(found.differences, f"less {found.last}"), sep="\n")
         print(f"{args.output}: index.html, table.md, clips.csv, comparison.json; {len(found.keys)} clips")
     lost = left_out(found)
     for line in lost:

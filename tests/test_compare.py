@@ -20,7 +20,7 @@ from PIL import Image
 
 from cli.main import main
 from model.evaluation.alignment import align
-from model.evaluation.compare import Comparison, compare, main_table, surely_best
+from model.evaluation.compare import Comparison, compare, surely_best
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.contestants import common_clips, parse_systems
 from model.evaluation.evaluate import ClipScores, Evaluation
@@ -94,11 +94,12 @@ def test_table_marks_the_best_but_never_the_reference() -> None:
     def system(value: float) -> list[ClipScores]:
         return [clip(str(i), {"dnsmos_ovrl": (value + i / 100, 1.0), "wer": (i % 2, 4.0)}) for i in range(20)]
 
-    lines = main_table(comparison({"gt": system(4), "a|b": system(3), "ours": system(2)})).splitlines()
+    lines = comparison({"gt": system(4), "a|b": system(3), "ours": system(2)}).table().splitlines()
     cells = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
     assert "**3.095 [" in cells["a\\|b"]
     assert "**" not in cells["gt"] + cells["ours"]
     assert cells["ours"].count("12.50 [") == 1  # ten edits of eighty words, in percent
+    assert not any("UTMOS" in line or "clips)" in line for line in lines)  # nobody has it; all clips have the others
 
 
 def test_chosen_clips_are_the_worst_the_best_and_others() -> None:
@@ -220,6 +221,7 @@ def test_page_plays_what_lies_beside_it_and_runs_no_name(tmp_path: Path) -> None
     out.mkdir()
     write_page(found, out, EvaluationConfig(metrics=("words",)), 4)
     html = (out / "index.html").read_text()
+    assert "0.500 to 0.500</span>" in html  # the only clip has it
     page = Page(html)
     assert not page.all("img")
     assert not page.all("b")
@@ -236,6 +238,16 @@ def test_page_plays_what_lies_beside_it_and_runs_no_name(tmp_path: Path) -> None
     ] * 3
     assert not re.search(r"https?:", html)
     assert len(page.all("svg")) == 3
+
+
+def test_page_says_on_how_many_clips_a_figure_stands(tmp_path: Path) -> None:
+    files = {"generated": str(wav(tmp_path / "ours.wav")), "reference": str(wav(tmp_path / "gt.wav"))}
+    sums: list[Sums] = [{"wer": (1, 3), "secs": (0.5, 1)}, {"wer": (1, 3)}]
+    clips = [clip(f"c{number}", one, **files) for number, one in enumerate(sums)]
+    write_page(comparison({"ours": clips}), tmp_path, EvaluationConfig(metrics=("words",)), 1)
+    html = (tmp_path / "index.html").read_text()
+    assert "0.500 to 0.500 (1 clips)</span>" in html
+    assert "33.33 to 33.33</span>" in html
 
 
 def test_policy_lets_only_the_page_s_own_script_run() -> None:

@@ -269,7 +269,7 @@ def spoken(name: str, peaks: list[float], **clip: Any) -> Evaluation:
 
 def test_tables_show_the_paper_beside_and_say_so() -> None:
     found = spoken("mine | yours", [2.0, 3.0])
-    lines = table({found.name: found.summary()}).splitlines()
+    lines = table({found.name: found.summary()}, {found.name: 2}).splitlines()
     assert lines[0] == "| method | UTMOS ↑ | DNSMOS ↑ | RMSE F0 (Hz) ↓ | WER (%) ↓ |"
     assert lines[2] == "| mine \\| yours | – | 2.500 [2.000, 3.000] | – | 25.00 [25.00, 25.00] |"
     quoted = [line for line in lines if "(quoted)*" in line and line.startswith("|")]
@@ -285,7 +285,16 @@ def test_tables_show_the_paper_beside_and_say_so() -> None:
         (TABLE_4, "| *w/o Prosody, LRS3 (quoted)* | 3.866 | – | 39.590 | 0.677 | 35.03 | 0.653 |"),
         (TABLE_5, "| *guidance 0.7, LRS3 valid (quoted)* | 3.946 | – | 35.290 | 0.726 | 25.27 | 0.798 |"),
     ):
-        assert row in table({found.name: found.summary()}, paper).splitlines()
+        assert row in table({found.name: found.summary()}, {found.name: 2}, paper).splitlines()
+
+
+def test_a_figure_that_some_clips_lack_says_on_how_many_it_stands() -> None:
+    sums: list[Any] = [{"secs": (0.5, 1.0), "wer": (1.0, 4.0)}, {"wer": (1.0, 4.0)}]
+    clips = [ClipScores(f"k{n}", one, None, None, "", (), "g", "r") for n, one in enumerate(sums)]
+    found = Evaluation("mine", clips)
+    row = "| mine | 25.00 [25.00, 25.00] | 0.500 [0.500, 0.500] (1 clips) |"
+    assert row in table({"mine": found.summary()}, {"mine": 2}, best={}).splitlines()
+    assert "0.500 [0.500, 0.500] (1 clips) |" in markdown(found)
 
 
 def test_files_hold_what_was_measured() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,20 +15,8 @@ from model.evaluation.contestants import common_clips
 from model.evaluation.evaluate import ClipScores, Evaluation, score
 from model.evaluation.figures import FIGURES, Sums
 from model.evaluation.partners import draw, find_pairs
-from model.evaluation.quoted import TABLE_2, PaperTable
 from model.evaluation.scoring import Make
-from model.evaluation.tables import (
-    MAIN,
-    SURE,
-    cell,
-    clip_value,
-    details,
-    differences,
-    heading,
-    json_text,
-    number,
-    shown,
-)
+from model.evaluation.tables import cell, clip_value, details, differences, json_text, table
 from shards.errors import UserError
 from shards.storage import open_store
 
@@ -82,6 +69,11 @@ class Comparison:
     def best(self) -> dict[str, str]:
         """Figure -> the best system, only where it is surely so (see `surely_best`). The reference does not compete."""
         return surely_best({name: one.sums() for name, one in self.evaluations.items() if name != self.reference})
+
+    def table(self) -> str:
+        """Markdown: a row per system, bold where one is surely the best, and the paper's rows."""
+        clips = dict.fromkeys(self.evaluations, len(self.keys))
+        return table(self.summaries, clips, title="system", best=self.best)
 
 
 def surely_best(systems: dict[str, dict[str, Sums]]) -> dict[str, str]:
@@ -178,44 +170,6 @@ def _without_own_words(clip: ClipScores) -> ClipScores:
     return replace(clip, sums=sums)
 
 
-def columns(comparison: Comparison) -> list[str]:
-    """Figures of the main table: those of the paper's, where any system has them."""
-    there = {key for found in comparison.summaries.values() for key in found}
-    return [key for key in MAIN if key in there] or [key for key in FIGURES if key in there]
-
-
-def main_table(comparison: Comparison, paper: PaperTable = TABLE_2) -> str:
-    """Markdown: a row per system, a column per figure; bold where a system is surely the best; then the paper's rows
-    that have a figure of these."""
-    keys, best, summaries = columns(comparison), comparison.best, comparison.summaries
-    lines = [f"| system | {' | '.join(map(heading, keys))} |", "|---" * (len(keys) + 1) + "|"]
-    for name, found in summaries.items():
-        cells = [shown(key, found.get(key)) for key in keys]
-        cells = [f"**{text}**" if best.get(key) == name else text for key, text in zip(keys, cells, strict=True)]
-        lines.append(f"| {' | '.join([cell(name), *cells])} |")
-    quoted = quoted_rows(keys, paper)
-    lines += [f"| {' | '.join([f'*{name} (quoted)*', *cells])} |" for name, cells in quoted.items()]
-    lines += ["", f"In brackets: {INTERVALS} Bold: {BEST}"]
-    lines += [f"Rows marked *(quoted)*: {SOURCE.format(paper.name)}"] * bool(quoted)
-    return "\n".join(lines) + "\n"
-
-
-INTERVALS = "95 % interval, bootstrap over clips."
-BEST = f"best of the systems; of its paired difference to each other one {SURE}"
-SOURCE = (
-    "{} of the paper (Kim et al., CVPR 2025): measured by its authors on their clips with their networks, not here."
-)
-
-
-def quoted_rows(keys: Sequence[str], paper: PaperTable = TABLE_2) -> dict[str, list[str]]:
-    """The paper's rows that have any of these figures: name -> cells."""
-    return {
-        row.name: [number(key, row.values[key]) if key in row.values else "–" for key in keys]
-        for row in paper.rows
-        if any(key in row.values for key in keys)
-    }
-
-
 def left_out(comparison: Comparison) -> list[str]:
     """A line per clip that is not in the comparison."""
     lines = [f"{key}: not in {', '.join(names)}" for key, names in comparison.lacking.items()]
@@ -225,7 +179,7 @@ def left_out(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison) -> str:
     """Main table, paired differences, every figure, and what was left out."""
     title = f"{len(comparison.evaluations)} systems, {len(comparison.keys)} clips"
-    parts = [f"# {title}", main_table(comparison)]
+    parts = [f"# {title}", comparison.table()]
     parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences, "system")]
     parts += ["## Every figure", details(comparison.summaries)]
     lost = left_out(comparison)

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.evaluation.alignment import align
 from model.evaluation.bootstrap import Interval
-from model.evaluation.compare import BEST, INTERVALS, SOURCE, Comparison, columns, left_out, quoted_rows
+from model.evaluation.compare import Comparison, left_out
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import ClipScores
 from model.evaluation.figures import FIGURES
@@ -19,7 +19,19 @@ from model.evaluation.html import asset, document, escape
 from model.evaluation.pictures import Scales, Track, picture, scales, track
 from model.evaluation.quoted import TABLE_2
 from model.evaluation.sound import load_sound
-from model.evaluation.tables import NONE, SURE, clip_value, heading, json_text, number
+from model.evaluation.tables import (
+    BEST,
+    NONE,
+    SOURCE,
+    SURE,
+    clip_value,
+    columns,
+    fewer,
+    heading,
+    json_text,
+    number,
+    quoted_rows,
+)
 from shards.codec import encode
 from shards.schema import FIELDS
 from shards.storage import open_store
@@ -112,11 +124,12 @@ def _header(comparison: Comparison) -> str:
 
 
 def _summary(comparison: Comparison) -> str:
-    keys, best = columns(comparison), comparison.best
+    keys, best = columns(comparison.summaries), comparison.best
     rows = []
     for name, found in comparison.summaries.items():
         marked = {key for key in keys if best.get(key) == name}
-        rows.append(_row(name, keys, found, marked, note="reference" if name == comparison.reference else ""))
+        note = "reference" if name == comparison.reference else ""
+        rows.append(_row(name, keys, found, marked, len(comparison.keys), note))
     quoted = quoted_rows(keys)
     foot = [
         f'<tr class="quoted"><th scope="row">{escape(name)} <span class="tag">quoted</span></th>'
@@ -125,7 +138,7 @@ def _summary(comparison: Comparison) -> str:
         for name, cells in quoted.items()
     ]
     apart = [
-        _row(name, keys, found, {key for key, one in found.items() if one.sure()}, sign=True)
+        _row(name, keys, found, {key for key, one in found.items() if one.sure()}, len(comparison.keys), sign=True)
         for name, found in comparison.differences.items()
     ]
     lost = left_out(comparison)
@@ -138,7 +151,8 @@ def _summary(comparison: Comparison) -> str:
         if lost
         else ""
     )
-    marks = f"Below each value: {INTERVALS} Bold: {BEST} Press a heading to sort."
+    counted = "number of clips that have the figure, where not all do"
+    marks = f"Below each value: 95 % interval, bootstrap over clips; {counted}. Bold: {BEST} Press a heading to sort."
     meaning = f"Value of the row less that of {comparison.last}, on the same clips, drawn together."
     return (
         f'<section id="summary"><h2>{len(comparison.keys)} clips</h2>{missing}'
@@ -161,7 +175,13 @@ def _table(keys: list[str], rows: list[str], foot: list[str]) -> str:
 
 
 def _row(
-    name: str, keys: list[str], found: dict[str, Interval], marked: set[str], note: str = "", sign: bool = False
+    name: str,
+    keys: list[str],
+    found: dict[str, Interval],
+    marked: set[str],
+    clips: int,
+    note: str = "",
+    sign: bool = False,
 ) -> str:
     cells = []
     for key in keys:
@@ -173,7 +193,7 @@ def _row(
         mark = ' class="sure"' if key in marked else ""
         cells.append(
             f'<td{mark} data-value="{one.value:.9g}"><span class="value">{number(key, one.value, sign)}</span>'
-            f'<span class="interval">{low} to {high}</span></td>'
+            f'<span class="interval">{low} to {high}{fewer(one, clips)}</span></td>'
         )
     tag = f' <span class="tag">{note}</span>' if note else ""
     return f'<tr><th scope="row" data-value="{escape(name)}">{escape(name)}{tag}</th>{"".join(cells)}</tr>'
@@ -231,7 +251,7 @@ def _words(scores: ClipScores) -> str:
 
 
 def _figures(comparison: Comparison, scores: ClipScores) -> str:
-    values = {key: clip_value(key, scores.sums.get(key)) for key in columns(comparison)}
+    values = {key: clip_value(key, scores.sums.get(key)) for key in columns(comparison.summaries)}
     cells = [
         f"<div><dt>{escape(heading(key))}</dt><dd>{number(key, value)}</dd></div>"
         for key, value in values.items()

@@ -182,7 +182,7 @@ def report(
     apart = {
         evaluation.name: paired(evaluation.sums(), base.sums()) for evaluation in evaluations if evaluation is not base
     }
-    text = table(systems, paper, title)
+    text = table(systems, {one.name: len(one.clips) for one in evaluations}, paper, title)
     if notes:
         text += "\nNot alike:\n\n" + "".join(f"* {cell(line)}\n" for line in notes)
     if apart:

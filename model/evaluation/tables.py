@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,62 @@ Summaries = Mapping[str, Mapping[str, Interval]]
 """System -> figure -> value and interval."""
 
 
-def table(systems: Summaries, paper: PaperTable = TABLE_2, title: str = "method") -> str:
-    """Markdown: a row per system with 95 % intervals, then the paper's rows, each marked as quoted."""
-    there = {key for figures in systems.values() for key in figures} | set(paper.figures)
-    keys = [key for key in MAIN if key in there]
+def table(
+    systems: Summaries,
+    clips: Mapping[str, int],
+    paper: PaperTable = TABLE_2,
+    title: str = "method",
+    best: Mapping[str, str] | None = None,
+) -> str:
+    """Markdown: a row per system with 95 % intervals, then the paper's rows, each marked as quoted.
+
+    A figure that not all clips of a row have says on how many it stands.
+
+    Args:
+        clips: system -> its clips.
+        best: figure -> the system that is bold in it. Where this is given, columns and rows of the paper's that no
+            system here has a figure of are left out.
+    """
+    keys = columns(systems, () if best is not None else paper.figures)
     lines = [_line([title, *(heading(key) for key in keys)]), "|---" * (len(keys) + 1) + "|"]
-    lines += [_line([cell(name), *(shown(key, found.get(key)) for key in keys)]) for name, found in systems.items()]
-    for row in paper.rows:
-        values = [number(key, row.values[key]) if key in row.values else NONE for key in keys]
-        lines.append(_line([f"*{row.name} (quoted)*", *values]))
-    source = f"Rows marked *(quoted)* are copied from {paper.name} of the paper (Kim et al., CVPR 2025)"
-    lines += ["", f"{source}: measured by its authors on their clips with their networks, not here."]
-    lines += [f"{NONE}: not measured, or not quoted here. In brackets: 95 % interval, bootstrap over clips."]
+    for name, found in systems.items():
+        cells = [shown(key, found.get(key)) + fewer(found.get(key), clips[name]) for key in keys]
+        marks = ["**" if best and best.get(key) == name else "" for key in keys]
+        lines.append(_line([cell(name), *(f"{mark}{text}{mark}" for mark, text in zip(marks, cells, strict=True))]))
+    quoted = quoted_rows(keys, paper, every=best is None)
+    lines += [_line([f"*{name} (quoted)*", *cells]) for name, cells in quoted.items()]
+    lines += ["", *[f"Rows marked *(quoted)*: {SOURCE.format(paper.name)}"] * bool(quoted)]
+    lines += [f"{NONE}: not measured, or not quoted here. {INTERVALS}" + (f" Bold: {BEST}" if best is not None else "")]
     return "\n".join(lines) + "\n"
+
+
+INTERVALS = (
+    "In brackets: 95 % interval, bootstrap over clips; a number of clips: those that have the figure, if not all do."
+)
+BEST = f"best of the systems; of its paired difference to each other one {SURE}"
+SOURCE = (
+    "{} of the paper (Kim et al., CVPR 2025): measured by its authors on their clips with their networks, not here."
+)
+
+
+def columns(systems: Summaries, more: Collection[str] = ()) -> list[str]:
+    """Figures of the main table: those of the paper's, where any system, or `more`, has them; else all."""
+    there = {key for found in systems.values() for key in found} | {*more}
+    return [key for key in MAIN if key in there] or [key for key in FIGURES if key in there]
+
+
+def quoted_rows(keys: Sequence[str], paper: PaperTable = TABLE_2, every: bool = False) -> dict[str, list[str]]:
+    """The paper's rows that have any of these figures, or every one: name -> cells."""
+    return {
+        row.name: [number(key, row.values[key]) if key in row.values else NONE for key in keys]
+        for row in paper.rows
+        if every or any(key in row.values for key in keys)
+    }
+
+
+def fewer(found: Interval | None, clips: int) -> str:
+    """` (n clips)` where a figure stands on fewer than there are; else nothing."""
+    return f" ({found.clips} clips)" if found is not None and found.clips < clips else ""
 
 
 def details(systems: Summaries) -> str:
@@ -164,7 +207,14 @@ def markdown(evaluation: Evaluation) -> str:
     systems = {evaluation.name: evaluation.summary()}
     facts = json.dumps(evaluation.facts, indent=1, sort_keys=True, default=str)
     lost = [f"* {cell(line)}" for line in (*evaluation.missing, *evaluation.unreadable)]
-    lines = [f"# {cell(evaluation.name)}: {len(evaluation.clips)} clips", "", table(systems), "", details(systems)]
+    count = {evaluation.name: len(evaluation.clips)}
+    lines = [
+        f"# {cell(evaluation.name)}: {len(evaluation.clips)} clips",
+        "",
+        table(systems, count),
+        "",
+        details(systems),
+    ]
     lines += ["", "Not scored:", "", *lost] if lost else []
     return "\n".join([*lines, "", "```json", facts, "```", ""])
 
