@@ -279,6 +279,11 @@ class ModelConfig(Config):
     loss: LossConfig = LossConfig()
 
     @property
+    def mean_identity(self) -> bool:
+        """Whether identity features are read by their mean over the clip, which parts of one clip must share."""
+        return self.encoder.identity == "mean" if self.system == "faces2voices" else self.speaker == "face"
+
+    @property
     def told_voice(self) -> bool:
         """Whether synthesis must be given a voice, since the face says nothing of it."""
         return self.system != "faces2voices" and self.speaker == "voice"

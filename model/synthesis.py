@@ -194,6 +194,10 @@ class Synthesizer:
         begins = starts(frames)
         if len(begins) == 1:
             return self.network.predict(self._batch(clip, 0, frames))
+        if self.network.config.mean_identity:
+            # Of a window alone it would be another: one clip, one speaker.
+            identity = clip["identity"].astype(np.float32)
+            clip = {**clip, "identity": np.broadcast_to(identity.mean(axis=0), identity.shape)}
         told: dict[str, Tensor] = {}
         first = self.network.predict(self._batch(clip, 0, WINDOW))
         if "timbre" in first:

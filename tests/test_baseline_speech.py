@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cli.main import main
-from tests.speaking import untrained
+from model.synthesis import Synthesizer
+from model.windows import OVERLAP, WINDOW
+from tests.small_model import SMALL as TINY
+from tests.speaking import features, untrained
 from tests.test_baselines import SMALL
 
 
@@ -25,3 +30,22 @@ def test_a_system_that_must_be_told_a_voice_is_refused_before_any_clip(
     assert "takes its speaker from a reference voice (model.speaker=voice)" in error
     assert "f2v evaluate --checkpoint ... --dataset ..." in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"system": "svts"}, {"system": "intelligible"}, {"encoder": {**TINY["encoder"], "identity": "mean"}}],
+)
+def test_a_long_clip_has_one_speaker(changes: dict[str, Any], tmp_path: Path) -> None:
+    synthesizer = Synthesizer(untrained(tmp_path, **SMALL, **changes), device="cpu")
+    frames = 2 * WINDOW - OVERLAP
+    clip = {name: value[np.arange(frames) % 20] for name, value in features(20).items()}
+    faces = np.random.default_rng(1).normal(size=(2, 128)).astype(np.float32)
+
+    def heard(identity: np.ndarray) -> np.ndarray:
+        return synthesizer._predict({**clip, "identity": identity})["mu"].numpy()
+
+    changing = heard(faces.repeat(frames // 2, axis=0))
+    mean, first = (heard(np.tile(face, (frames, 1))) for face in (faces.mean(axis=0), faces[0]))
+    np.testing.assert_allclose(changing, mean, atol=1e-4)
+    assert np.abs(changing - first).max() > 1e-3

@@ -152,7 +152,7 @@ class Local:
     """Stands for a network that sees 4 acoustic frames to either side; its voice is the mean brightness of what it
     sees, and its pitch says which voice it was told."""
 
-    config = SimpleNamespace(identity_dim=128, expression_dim=102)
+    config = SimpleNamespace(identity_dim=128, expression_dim=102, mean_identity=False, told_voice=False)
 
     def __init__(self) -> None:
         self.windows: list[int] = []
