@@ -203,7 +203,8 @@ class VocoderTraining:
         if self._validation is None:
             return {}
         averaged = self._average.applied() if self._average else contextlib.nullcontext()
-        with averaged, precision(self._config, self._device):
+        # In float32, as speech is made.
+        with averaged:
             return self._validation.measure(self._pair.generator, self._device, step, log)
 
 
