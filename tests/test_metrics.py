@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -231,7 +233,6 @@ def test_what_a_record_holds_follows_the_settings(tmp_path: Path, monkeypatch: p
     assert facts(threads=2, device="cpu") == plain
     assert facts(fmax=500.0) != plain
     assert facts(beam=1) != plain
-    assert plain["version"] == metrics.VERSION
     assert plain["networks"]["mos"]["predictor"] == "DistillMOS (stands in for UTMOS)"
     (tmp_path / "utmos.pt").write_bytes(b"weights")
     ours = facts(utmos=tmp_path / "utmos.pt")["networks"]["mos"]
@@ -245,6 +246,32 @@ def test_what_a_record_holds_follows_the_settings(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     networks = Metrics(EvaluationConfig()).describe()["networks"]
     assert len({network["sha256"] for network in networks.values()}) == 5
+
+
+def test_changed_code_is_another_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = light()
+    plain = judge.describe()
+    for name in metrics.SOURCES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(metrics.ROOT / name, tmp_path / name)
+    with open(tmp_path / "model/evaluation/prosody.py", "a") as file:
+        file.write("# changed")
+    monkeypatch.setattr(metrics, "ROOT", tmp_path)
+    changed = judge.describe()
+    assert changed != plain
+    monkeypatch.undo()
+    assert judge.describe() == plain
+
+
+def test_every_source_of_a_figure_is_in_the_record() -> None:
+    """What the sources take from this package's own folder is one of them, or no code that computes."""
+    harmless = {"config", "figures", "packages"}
+    named = {Path(name).stem for name in metrics.SOURCES if name.startswith("model/evaluation/")}
+    for name in named:
+        text = (metrics.ROOT / f"model/evaluation/{name}.py").read_text()
+        taken = {*re.findall(r"from model\.evaluation\.(\w+) import", text)}
+        taken |= {word for line in re.findall(r"from model\.evaluation import (.*)", text) for word in line.split(", ")}
+        assert taken <= named | harmless, name
 
 
 def test_missing_packages_are_named_at_once_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from pipeline.stages.mel import Mel
 from pipeline.stages.pitch import Pitch
 from shards.errors import UserError
 from shards.schema import SAMPLE_RATE, SAMPLES_PER_FRAME
+from shards.storage import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +34,15 @@ if TYPE_CHECKING:
     from model.evaluation.speaker import Speaker
     from model.evaluation.utmos import UtmosScore
 
-VERSION = 1
-"""Raised whenever a figure of the same sounds and configuration may change; part of a cache's key."""
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    *(f"model/evaluation/{name}.py" for name in ("dnsmos", "metrics", "mos", "prosody")),
+    *(f"model/evaluation/{name}.py" for name in ("sound", "speaker", "utmos", "words")),
+    *(f"pipeline/{name}.py" for name in ("container", "media", "pyin", "pyin_loops", "sound", "timeline")),
+    *(f"pipeline/stages/{name}.py" for name in ("energy", "mel", "pitch")),
+    "shards/mel.py",
+)
+"""Code below `ROOT` that decides what figures two files have; its digest is part of a cache's key."""
 TOLERATED = 2
 """Video frames that two sounds may differ in length by without a word."""
 SILENT = 1e-3
@@ -139,7 +150,7 @@ class Metrics:
         """What the figures depend on besides the sounds: settings, networks, versions. For records and cache keys."""
         settings = self.config.model_dump(mode="json", exclude={"utmos", "whisper", "threads", "device"})
         stages = {stage.name: stage.version for stage in (Energy, Mel, Pitch)}
-        return {"version": VERSION, "stages": stages, "settings": settings, "networks": self._facts()}
+        return {"code_sha256": _code(ROOT), "stages": stages, "settings": settings, "networks": self._facts()}
 
     def _facts(self) -> dict[str, Any]:
         sources: dict[str, Callable[[], dict[str, Any]]] = {
@@ -222,6 +233,12 @@ class Metrics:
     def _recogniser(self) -> words.Recogniser:
         config = self.config
         return words.Recogniser(config.whisper, config.whisper_prompt, config.beam, config.threads, config.device)
+
+
+@cache
+def _code(root: Path) -> str:
+    """Digest of `SOURCES`."""
+    return sha256(json.dumps({name: file_sha256(root / name) for name in SOURCES}).encode()).hexdigest()
 
 
 def _remarks(sound: Sound, name: str) -> list[str]:
