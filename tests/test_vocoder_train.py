@@ -170,6 +170,11 @@ def test_a_run_may_begin_with_another(songs: str, tmp_path: Path) -> None:
             torch.testing.assert_close(second[name], value, rtol=0, atol=1e-6, msg=name)
     with pytest.raises(UserError, match=r"another generator than the run's: channels is 16, not 32; set model"):
         train_vocoder(songs, tmp_path / "third", config("steps=1", f"begin={tmp_path / 'first'}", "model.channels=32"))
+    state = checkpoint.load(tmp_path / "first")
+    state.dataset["stages"]["mel"]["settings"]["filterbank"] = "slaney"
+    checkpoint.save(tmp_path / "slaney", state, keep=1)
+    with pytest.raises(UserError, match=r"was trained on slaney mels, this dataset has htk mels; begin with a run on"):
+        train_vocoder(songs, tmp_path / "third", config("steps=1", f"begin={tmp_path / 'slaney'}"))
 
 
 def test_a_run_may_begin_with_a_public_generator(songs: str, tmp_path: Path) -> None:

@@ -11,20 +11,24 @@ from model import checkpoint
 from model.checkpoint import as_uri
 from model.checkpoint_file import Unreadable
 from model.vocoder.hifigan import Generator
+from model.vocoder.load import mel_filterbank
 from model.vocoder.public import read_public
 from shards.errors import UserError
+from shards.mel import Filterbank
 from shards.storage import is_remote, local_path
 
 
-def begin_with(pair: nn.Module, place: str) -> None:
+def begin_with(pair: nn.Module, place: str, filterbank: Filterbank) -> None:
     """Fill generator and discriminators from a checkpoint of such a run, or the generator alone from a public file.
 
     Args:
         pair: a module with the parts `generator` and `discriminators`.
-        place: checkpoint or folder of a run, or a public HiFi-GAN file, see `model.vocoder.public.read_public`.
+        place: checkpoint or folder of a run, or a public HiFi-GAN file, see `model.vocoder.public.read_public`. Such a
+            file does not say which filterbank its mels had.
+        filterbank: of the mels of this run.
 
     Raises:
-        UserError: nothing there, a file of another kind, or another network.
+        UserError: nothing there, a file of another kind, another network, or a run with mels of another filterbank.
     """
     uri = as_uri(place)
     try:
@@ -37,6 +41,12 @@ def begin_with(pair: nn.Module, place: str) -> None:
     ours = pair.get_submodule("generator")
     assert isinstance(ours, Generator)
     _check_same(state.shape, ours, uri)
+    learnt = mel_filterbank(state, uri)
+    if learnt != filterbank:
+        raise UserError(
+            f"{uri}: was trained on {learnt} mels, this dataset has {filterbank} mels; begin with a run on mels of the "
+            f"same filterbank, or build the dataset with mel.filterbank={learnt}"
+        )
     checkpoint.restore(pair, state)
 
 

@@ -62,7 +62,7 @@ def train_vocoder(uri: str, folder: str | Path, config: VocoderConfig) -> Result
         if state is not None:
             checkpoint.restore(pair, state)
         elif config.begin is not None:
-            begin_with(pair, config.begin)
+            begin_with(pair, config.begin, here.facts["stages"]["mel"]["settings"]["filterbank"])
         else:
             mean, deviation = mel_statistics(here.stream.tables)
             pair.generator.mel_mean.fill_(mean)
