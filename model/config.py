@@ -200,7 +200,7 @@ class DiTConfig(Config):
             the velocity. Not in the paper; see the decoder's key.
     """
 
-    dim: int = Field(512, ge=1)
+    dim: int = Field(512, ge=4)  # two rates of the time's sines at least
     layers: int = Field(8, ge=1)
     heads: int = Field(4, ge=1)
     ffn: int = Field(1024, ge=1)

@@ -255,11 +255,17 @@ def check_features(clip: Mapping[str, NDArray[Any]], shape: ModelConfig) -> None
     lips = clip["lips"]
     if lips.dtype != np.uint8 or lips.ndim != 3 or lips.shape[1:] != (LIP_SIZE, LIP_SIZE) or not len(lips):
         raise UserError(f"lips: uint8 [F, {LIP_SIZE}, {LIP_SIZE}] with F at least 1, found {lips.dtype} {lips.shape}")
-    for name, width in (("identity", shape.identity_dim), ("expression", shape.expression_dim)):
-        if clip[name].shape != (len(lips), width):
+    wanted: dict[str, tuple[int, ...]] = {
+        "identity": (len(lips), shape.identity_dim),
+        "expression": (len(lips), shape.expression_dim),
+    }
+    if shape.told_voice and "timbre" in clip:  # a voice that is not asked for may be any
+        wanted["timbre"] = (shape.timbre_dim,)
+    for name, size in wanted.items():
+        if clip[name].shape != size:
             raise UserError(
-                f"{name}: {clip[name].shape}, but the checkpoint's network takes {(len(lips), width)}; use features of "
-                "the profile that it was trained with"
+                f"{name}: {clip[name].shape}, but the checkpoint's network takes {size}; use features of the profile "
+                "that it was trained with"
             )
 
 

@@ -11,6 +11,7 @@ import pytest
 from cli.main import main
 from model.synthesis import Synthesizer
 from model.windows import OVERLAP, WINDOW
+from shards.errors import UserError
 from tests.small_model import SMALL as TINY
 from tests.speaking import features, untrained
 from tests.test_baselines import SMALL
@@ -49,3 +50,15 @@ def test_a_long_clip_has_one_speaker(changes: dict[str, Any], tmp_path: Path) ->
     mean, first = (heard(np.tile(face, (frames, 1))) for face in (faces.mean(axis=0), faces[0]))
     np.testing.assert_allclose(changing, mean, atol=1e-4)
     assert np.abs(changing - first).max() > 1e-3
+
+
+def test_a_voice_of_another_width_is_said(tmp_path: Path) -> None:
+    told = Synthesizer(untrained(tmp_path / "told", system="svts", speaker="voice", **SMALL), device="cpu")
+    for timbre in (np.zeros(7, np.float32), np.zeros((1, 9), np.float32)):
+        with pytest.raises(UserError, match=r"timbre: \(.*\), but the checkpoint's network takes \(9,\)"):
+            told.speak([{**features(4), "timbre": timbre}])
+    (spoken,) = told.speak([{**features(4), "timbre": np.ones(9, np.float32)}])
+    assert spoken.mel.shape == (8, 80)
+    # Shards of another speech stage hold voices of another width, which who reads the face never looks at.
+    seeing = Synthesizer(untrained(tmp_path / "seeing", system="svts", **SMALL), device="cpu")
+    assert seeing.speak([{**features(4), "timbre": np.zeros(7, np.float32)}])[0].mel.shape == (8, 80)

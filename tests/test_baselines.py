@@ -55,6 +55,7 @@ def test_shapes_that_cannot_be_are_named() -> None:
         ("conformer.kernel=4", "kernel 4 must be odd"),
         ("conformer.heads=3", "multiple of twice the heads 3"),
         ("dit.heads=7", "multiple of twice the heads 7"),
+        ("dit={dim: 2, heads: 1}", r"dit\.dim: .*4"),
         ("speaker=name", "speaker: choose from face, voice"),
     ):
         with pytest.raises(UserError, match=match):
