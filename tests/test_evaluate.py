@@ -129,6 +129,26 @@ def test_a_clip_that_takes_too_long_costs_that_clip(
     assert scores.sums["dnsmos_ovrl"][0] == pytest.approx(PEAKS["b/c"], abs=0.001)
 
 
+def test_scoring_that_always_fails_ends(folders: tuple[Path, Path]) -> None:
+    generated, reference = folders
+    for number in range(6):
+        write_wav(generated / f"d{number}.wav", 0.85)
+        write_wav(reference / f"d{number}.wav", 0.3)
+        (generated / f"c{number}.wav").write_bytes(b"no sound")
+        write_wav(reference / f"c{number}.wav", 0.3)
+    found = evaluate(folders)
+    assert [clip.key for clip in found.clips] == sorted(PEAKS)
+    # Scores of before show that the metrics work.
+    assert len(evaluate(folders).unreadable) == 12
+    for key in PEAKS:
+        (generated / f"{key}.wav").unlink()
+    with pytest.raises(UserError, match=r"5 clips in a row failed and none has scores.*ValueError: a peak"):
+        evaluate(folders)
+    for number in range(2):
+        (generated / f"d{number}.wav").unlink()
+    assert len(evaluate(folders).unreadable) == 10
+
+
 def test_metrics_that_cannot_work_stop_it_all(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="no such Whisper"):
         evaluate(folders, config=EvaluationConfig(whisper="missing"))

@@ -124,7 +124,7 @@ def score(
         make: what builds the metrics in each process; default `model.evaluation.metrics.Metrics`.
 
     Raises:
-        UserError: metrics that lack a file or a package.
+        UserError: metrics that lack a file or a package, or that fail for one clip after the other.
     """
     if make is None:
         from model.evaluation.metrics import Metrics
@@ -138,7 +138,7 @@ def score(
         try:
             entry = store.name(pair.generated, pair.reference, pair.text)
         except OSError as error:
-            return "", Failed(f"{error.filename}: cannot be read ({error.strerror})")
+            return "", Failed(f"{error.filename}: cannot be read ({error.strerror})", unreadable=True)
         return entry, store.get(entry)
 
     with Progress(f"evaluate {name}", len(pairs), "clips") as progress:
@@ -147,9 +147,9 @@ def score(
         found = [scores for _, scores in looked]
         todo = [index for index, scores in enumerate(found) if scores is None]
         progress.advance(len(pairs) - len(todo))
-        for index, scores in score_pairs(
-            [pairs[index] for index in todo], config, min(workers or cores(), len(todo)), make
-        ):
+        crew = min(workers or cores(), len(todo))
+        works = any(scores is not None and not isinstance(scores, Failed) for scores in found)
+        for index, scores in score_pairs([pairs[index] for index in todo], config, crew, make, works):
             found[todo[index]] = scores
             if not isinstance(scores, Failed):
                 store.put(looked[todo[index]][0], scores)

@@ -21,6 +21,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by libraries when they are loaded; processes, not threads, share the cores."""
 PATIENCE = 1800.0
 """Seconds that a clip may take, loading of networks among them; a process that needs longer hangs."""
+FAILURES = 5
+"""Clips that fail one after the other, before any has scores, after which it is not for the clips."""
 FAREWELL = 10.0
 """Seconds that a process may take to end."""
 
@@ -38,20 +40,30 @@ Make = Callable[[EvaluationConfig], Scorer]
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a pair has no scores."""
+    """Why a pair has no scores.
+
+    Attributes:
+        unreadable: one of its files cannot be read; else scoring failed.
+    """
 
     why: str
+    unreadable: bool = False
 
 
-def score_pairs(pairs: Sequence[Pair], config: EvaluationConfig, workers: int, make: Make) -> Iterator[tuple[int, Any]]:
+def score_pairs(
+    pairs: Sequence[Pair], config: EvaluationConfig, workers: int, make: Make, works: bool = False
+) -> Iterator[tuple[int, Any]]:
     """Index and `Scores` (or `Failed`) of every pair, as they come.
 
     Args:
         make: builds the metrics in each process, so it must be importable there.
+        works: scores were got in this way before, so what fails now is held to be the clips' own fault.
 
     Raises:
-        UserError: the metrics cannot work at all, for want of a file, say.
+        UserError: the metrics cannot work at all, for want of a file, say; or scoring failed for the first `FAILURES`
+            pairs, those that cannot be read aside.
     """
+    failures = 0
     todo = list(enumerate(pairs))[::-1]
     crew: dict[Connection, _Worker] = {}
     try:
@@ -64,7 +76,17 @@ def score_pairs(pairs: Sequence[Pair], config: EvaluationConfig, workers: int, m
             late = [one for one, worker in crew.items() if one not in ready and worker.late()]
             for connection in (*ready, *late):
                 worker = crew[connection]  # type: ignore[index]
-                yield worker.index, worker.answer()
+                answer = worker.answer()
+                yield worker.index, answer
+                if isinstance(answer, Failed):
+                    failures += not answer.unreadable
+                    if failures >= FAILURES and not works:
+                        raise UserError(
+                            f"{failures} clips in a row failed and none has scores, so this is not for the clips: "
+                            f"{answer.why}; try --workers 1 where memory is short, or leave out some --metrics"
+                        )
+                else:
+                    works = True
                 if todo and worker.alive:
                     worker.give(*todo.pop())
                 else:
@@ -138,7 +160,7 @@ def _work(connection: Connection, config: EvaluationConfig, make: Make) -> None:
                 try:
                     sounds = load_sound(pair.generated), load_sound(pair.reference)
                 except UserError as error:
-                    answer = Failed(str(error))
+                    answer = Failed(str(error), unreadable=True)
                 else:
                     answer = metrics.score(*sounds, pair.text)
             except UserError as error:
