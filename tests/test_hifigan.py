@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from model.flow import Place
 from model.vocoder.config import (
@@ -180,6 +181,28 @@ def test_discriminators_judge_at_their_periods_and_rates() -> None:
     other[:, :, 4003] += 1
     touched = (network(other)[1][2][-1] != features[2][-1]).any(dim=0).any(dim=0).any(dim=0)
     assert touched.tolist() == [False, False, False, True, False]
+
+
+def test_first_scale_has_layers_of_spectral_norm_one() -> None:
+    torch.manual_seed(0)
+    network = Discriminators(discriminator_config("tiny", scales=2))
+    with torch.no_grad():
+        for name, value in network.scales.named_parameters():
+            if "original" in name:
+                value.mul_(5)  # as layers begin, their norms are not far from 1
+    wave = torch.randn(1, 1, 2048)
+    for _ in range(100):  # each is a step of the power iteration
+        network(wave)
+    norms = []
+    for scale in network.scales:
+        convs = [layer for layer in scale.modules() if isinstance(layer, nn.Conv1d)]
+        for conv in convs:
+            for key in list(getattr(conv, "parametrizations", {})):
+                remove_parametrizations(conv, key)
+        weights = [conv.weight.detach().double().numpy() for conv in convs]
+        norms.append([np.linalg.svd(one.reshape(len(one), -1), compute_uv=False)[0] for one in weights])
+    np.testing.assert_allclose(norms[0], 1, rtol=0.02)
+    assert max(norms[1]) > 2  # weight norm leaves the others free
 
 
 def test_losses_are_those_of_the_formulas() -> None:
