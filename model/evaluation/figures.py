@@ -56,6 +56,7 @@ FIGURES: dict[str, Figure] = {
         Figure("voicing_error", "voicing error", "", "lower", False, "share of frames voiced in one of the two alone"),
         Figure("mae_energy", "MAE E", "ln", "lower", False, "mean |ln e - ln e'|, e the norm of the mel frame"),
         Figure("mae_energy_linear", "MAE E, linear", "", "lower", False, "mean |e - e'|, e the norm of the mel frame"),
+        Figure("mae_mel", "MAE mel", "ln", "lower", False, "mean |mel - mel'| of the log-mels, over bins and frames"),
         Figure("wer", "WER", "", "lower", False, "word errors by Whisper, all edits over all words"),
         Figure("cer", "CER", "", "lower", False, "character errors by Whisper, all edits over all characters"),
         Figure("secs", "SECS", "", "higher", False, "cosine of GE2E speaker embeddings"),

@@ -38,9 +38,11 @@ def compare_pitch(generated: NDArray[np.float32], reference: NDArray[np.float32]
 
 
 def energy_errors(generated: NDArray[np.float32], reference: NDArray[np.float32], filterbank: Filterbank) -> Sums:
-    """Figures of energy of two signals [N] of one length, mono 16 kHz, N at least 640: mels are computed of both."""
+    """Figures of energy, and of the log-mels that it is read from, of two signals [N] of one length, mono 16 kHz, N at
+    least 640."""
     ours, theirs = log_mel(generated, filterbank), log_mel(reference, filterbank)
-    sums: Sums = {}
+    apart = np.abs(ours.astype(np.float64) - theirs)
+    sums: Sums = {"mae_mel": (float(apart.sum()), float(apart.size))}
     for key, kind in (("mae_energy", "log_norm"), ("mae_energy_linear", "norm")):
         apart = np.abs(energy(ours, kind).astype(np.float64) - energy(theirs, kind))  # type: ignore[arg-type]
         sums[key] = (float(apart.sum()), float(len(apart)))
