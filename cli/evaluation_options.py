@@ -26,9 +26,9 @@ def add_measuring_options(parser: argparse.ArgumentParser, settings: bool = True
     )
     parser.add_argument("--whisper", metavar="MODEL", help="for words: a CTranslate2 folder or name (default: tiny.en)")
     parser.add_argument("--utmos", type=Path, metavar="FILE", help="UTMOS weights (default: DistillMOS in its place)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as cores; 1 with a GPU)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="known scores (default: in the user's cache)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if settings:
         add_config_options(parser, "whisper=medium")
     else:
@@ -63,7 +63,7 @@ def measuring(args: argparse.Namespace) -> EvaluationConfig:
     metrics = args.metrics.split(",") if args.metrics else None
     named: dict[str, Any] = {"metrics": metrics, "whisper": args.whisper, "utmos": args.utmos}
     if args.device != "auto":
-        named["device"] = args.device.partition(":")[0]
+        named["device"] = args.device
     base = {key: value for key, value in named.items() if value is not None}
     training = hasattr(args, "measure")
     path, overrides = (None, args.measure) if training else (args.config, args.set)

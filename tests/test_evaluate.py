@@ -149,6 +149,24 @@ def test_scoring_that_always_fails_ends(folders: tuple[Path, Path]) -> None:
     assert len(evaluate(folders).unreadable) == 10
 
 
+def test_processes_share_no_gpu_unless_asked_to(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    crews = []
+
+    def counted(pairs: Any, config: Any, workers: int, *_: Any) -> Any:
+        crews.append(workers)
+        return iter([(index, scoring.Failed("")) for index in range(len(pairs))])
+
+    monkeypatch.setattr("model.evaluation.evaluate.score_pairs", counted)
+    monkeypatch.setattr("model.evaluation.evaluate.cores", lambda: 2)
+    for device in ("cpu", "cuda:1"):
+        monkeypatch.setattr("model.evaluation.metrics.device_of", lambda _, device=device: device)
+        for workers in (None, 3):
+            cache = folders[0].parent / "cache"
+            found = evaluate_folders(*folders, EvaluationConfig(), "x", workers, cache, make=FakeMetrics)
+            assert found.facts["device"] == device
+    assert crews == [2, 3, 1, 3]
+
+
 def test_metrics_that_cannot_work_stop_it_all(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="no such Whisper"):
         evaluate(folders, config=EvaluationConfig(whisper="missing"))
@@ -267,6 +285,7 @@ def test_the_command_end_to_end(
         (["--checkpoint=c", "--dataset=d"], "-o OUT"),
         (["gen", "ref", "--metrics=loudness"], "metrics"),
         (["gen", "ref", "--workers=0"], "--workers 0"),
+        (["gen", "ref", "--device=gpu"], "device"),
         (["guidance", "--checkpoint=c", "--dataset=d", "-o=o", "--scales=1,x"], "--scales 1,x"),
         (["guidance", "--checkpoint=c", "--dataset=d", "-o=o", "--scales=1,1.0"], "twice"),
         (["guidance", "--checkpoint=c", "--dataset=d", "-o=o", "--scales=-1"], "--guidance"),

@@ -282,6 +282,7 @@ def test_every_source_of_a_figure_is_in_the_record() -> None:
 def test_networks_run_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, device in (("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1")):
         assert metrics.device_of(EvaluationConfig(device=name, metrics=("mos",))) == device

@@ -28,7 +28,8 @@ class EvaluationConfig(Config):
         fmin, fmax: range of the pitch search in Hz.
         filterbank: of the mels that energies are read from.
         threads: of every network and process; results of Whisper may differ in rare ties between numbers of threads.
-        device: of UTMOS, DistillMOS, GE2E and Whisper; `auto` takes a GPU where there is one. DNSMOS is on the CPU.
+        device: of UTMOS, DistillMOS, GE2E and Whisper: `auto` (a GPU where there is one), `cpu`, `cuda`, or one of
+            several, `cuda:1`. DNSMOS is on the CPU.
     """
 
     metrics: tuple[Family, ...] = FAMILIES
@@ -40,7 +41,7 @@ class EvaluationConfig(Config):
     fmax: float = PitchConfig().fmax
     filterbank: Filterbank = "htk"
     threads: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
 
     @model_validator(mode="after")
     def _checked(self) -> EvaluationConfig:

@@ -92,7 +92,7 @@ def evaluate_folders(
     Args:
         generated, reference: two folders, or two files, of sound or video at any rate.
         name: of the system; default the name of `generated`.
-        workers: processes; default as many as there are cores.
+        workers: processes; default as many as there are cores, or one where networks run on a GPU.
         cache: folder of scores that are known already; default one in the user's cache.
         texts: CSV with the columns `key` and `text`; without it, KEY.txt beside the reference, and where that is
             missing too, what Whisper hears in the reference.
@@ -126,10 +126,12 @@ def score(
     Raises:
         UserError: metrics that lack a file or a package, or that fail for one clip after the other.
     """
-    if make is None:
-        from model.evaluation.metrics import Metrics
+    from model.evaluation.metrics import Metrics, device_of
 
-        make = Metrics
+    make = make or Metrics
+    device = device_of(config)
+    # Processes would each have their networks in the memory of the one GPU, and wait for each other.
+    workers = workers or (cores() if device == "cpu" else 1)
     measured = make(config).describe()
     store = ScoreCache(cache, measured)
 
@@ -147,7 +149,7 @@ def score(
         found = [scores for _, scores in looked]
         todo = [index for index, scores in enumerate(found) if scores is None]
         progress.advance(len(pairs) - len(todo))
-        crew = min(workers or cores(), len(todo))
+        crew = min(workers, len(todo))
         works = any(scores is not None and not isinstance(scores, Failed) for scores in found)
         for index, scores in score_pairs([pairs[index] for index in todo], config, crew, make, works):
             found[todo[index]] = scores
@@ -160,7 +162,7 @@ def score(
             unreadable.append(f"{pair.key}: {scores.why}")
         else:
             clips.append(_clip(pair, scores))
-    facts = {"measured": measured, "versions": versions(), "known_before": len(pairs) - len(todo)}
+    facts = {"measured": measured, "device": device, "versions": versions(), "known_before": len(pairs) - len(todo)}
     return Evaluation(name, clips, unreadable=unreadable, facts=facts)
 
 

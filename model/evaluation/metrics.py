@@ -43,6 +43,8 @@ SOURCES = (
     "shards/mel.py",
 )
 """Code below `ROOT` that decides what figures two files have; its digest is part of a cache's key."""
+ON_GPU = ("mos", "speaker", "words")
+"""Families whose networks run on a GPU where there is one."""
 TOLERATED = 2
 """Video frames that two sounds may differ in length by without a word."""
 SILENT = 1e-3
@@ -192,10 +194,10 @@ class Metrics:
     def _device(self) -> torch.device:
         import torch
 
-        from pipeline.networks.device import compute_type, pick_device
+        from pipeline.networks.device import compute_type
 
         compute_type("float32")
-        return pick_device() if self.config.device == "auto" else torch.device(self.config.device)
+        return torch.device(device_of(self.config))
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -233,6 +235,25 @@ class Metrics:
     def _recogniser(self) -> words.Recogniser:
         config = self.config
         return words.Recogniser(config.whisper, config.whisper_prompt, config.beam, config.threads, config.device)
+
+
+def device_of(config: EvaluationConfig) -> str:
+    """Where networks of these settings run: `cpu`, `cuda` or `cuda:N`; `cpu` where no metric has one that a GPU takes.
+
+    Raises:
+        UserError: no such GPU.
+    """
+    name = config.device
+    if name == "cpu" or not {*ON_GPU} & {*config.metrics}:
+        return "cpu"
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    if int(name.partition(":")[2] or 0) >= count:
+        raise UserError(f"device {name}: this torch sees {count} GPUs; use device cpu")
+    return name
 
 
 @cache

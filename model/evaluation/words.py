@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Recogniser:
     """Whisper in faster-whisper: English, float32, temperature 0 without fall-back, no voice detector before it.
 
     Args:
-        name, prompt, beam: `whisper`, `whisper_prompt` and `beam` of the configuration.
+        name, prompt, beam, device: `whisper`, `whisper_prompt`, `beam` and `device` of the configuration.
 
     Raises:
         UserError: faster-whisper is missing, or there is no such model here and none can be fetched.
@@ -40,7 +40,7 @@ class Recogniser:
         prompt: str | None = None,
         beam: int = 5,
         threads: int = 1,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: str = "auto",
     ) -> None:
         self._prompt, self._beam = prompt, beam
         place = str(whisper_folder(name) or name)
@@ -64,25 +64,29 @@ def _transcribe(whisper: Any, wave: NDArray[np.float32], prompt: str | None, bea
     return " ".join(segment.text.strip() for segment in segments)
 
 
-def _on_device(place: str, threads: int, device: Literal["auto", "cpu", "cuda"]) -> Any:
+def _on_device(place: str, threads: int, device: str) -> Any:
     try:
         import ctranslate2
         from faster_whisper import WhisperModel
     except ModuleNotFoundError as error:
         raise UserError(f"Whisper: package {error.name} is missing; pip install 'faces2voices[evaluate]'") from None
 
+    kind, _, index = device.partition(":")
+
     def load(where: str) -> Any:
-        whisper = WhisperModel(place, device=where, compute_type="float32", cpu_threads=threads)
+        whisper = WhisperModel(
+            place, device=where, device_index=int(index or 0), compute_type="float32", cpu_threads=threads
+        )
         if where == "cuda":  # libraries of the GPU are only looked for when it works
             _transcribe(whisper, np.zeros(SAMPLE_RATE, np.float32), None, 1)
         return whisper
 
     try:
-        if device == "cuda" or (device == "auto" and ctranslate2.get_cuda_device_count()):
+        if kind == "cuda" or (kind == "auto" and ctranslate2.get_cuda_device_count()):
             try:
                 return load("cuda")
             except RuntimeError as error:
-                if device == "cuda":
+                if kind == "cuda":
                     raise
                 warn(f"Whisper runs on the processor: the GPU cannot be used ({' '.join(str(error).split())})")
         return load("cpu")
