@@ -1,27 +1,25 @@
 """Tensors out of a file of `torch.save`, fairseq's checkpoints among them, without running anything that is in it.
 
-A checkpoint is a pickle, and a pickle may call any function. fairseq's also hold its own and omegaconf's objects, which
-would need those packages. Here torch's way to store tensors is read afresh: its storages and rebuilders become records,
-ordered tables become dicts, and every other class or function an empty stub. Only the tensors that are asked for are
-then read, each checked against the file's size first, so that a forged shape cannot fill the memory.
+fairseq's also hold its own and omegaconf's objects, which would need those packages. Here torch's way to store tensors
+is read afresh: `model.inert_pickle` gives the tree with records in place of tensors. Only the tensors that are asked
+for are then read, each checked against the file's size first, so that a forged shape cannot fill the memory.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.networks.torchscript import TYPES
+from model.inert_pickle import Reader, Record, Storage, is_size
 from shards.errors import UserError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -31,116 +29,10 @@ HEAD = 16
 """Bytes that say what kind of file it is."""
 
 
-class _Storage(NamedTuple):
-    """A row of numbers in the file: `length` of them from `start` on."""
-
-    key: str
-    dtype: torch.dtype
-    start: int
-    length: int
-
-
-# What a pickle can get hold of. It may call these, and set their state or items, so none does anything.
-
-
-class _Stub:
-    """An object of a class, or the result of a function, that is not looked at."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        return
-
-    def __call__(self, *_: object, **__: object) -> _Stub:
-        return self
-
-    def __setstate__(self, _: object) -> None:
-        return
-
-    def __setitem__(self, *_: object) -> None:
-        return
-
-    def append(self, _: object) -> None:
-        return
-
-
-class _Table(dict[Any, Any]):
-    """An ordered dict, without the attributes that the file may give it."""
-
-    def __setstate__(self, _: object) -> None:
-        return
-
-
-class _Record:
-    """A tensor as the file states it, not yet checked or read."""
-
-    def __init__(self, storage: object, offset: object, size: object, stride: object, *_: object) -> None:
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-    def __setstate__(self, _: object) -> None:
-        return
-
-
-class _Parameter:
-    """Called with a tensor's record, gives just that."""
-
-    def __new__(cls, data: Any, *_: object) -> Any:
-        return data
-
-    def __setstate__(self, _: object) -> None:
-        return
-
-
-_KNOWN: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): _Table,
-    ("torch._utils", "_rebuild_tensor"): _Record,
-    ("torch._utils", "_rebuild_tensor_v2"): _Record,
-    ("torch._utils", "_rebuild_parameter"): _Parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _Parameter,
-}
-
-# Python's own class: the compiled one sets aside as much memory as a forged number in the file asks for.
-_Unpickler: Any = pickle._Unpickler
-
-
-class _Reader(_Unpickler):
-    dispatch: ClassVar[dict[int, Callable[..., Any]]] = dict(_Unpickler.dispatch)
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream, encoding="latin-1")
-        self.storages: dict[str, torch.dtype] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in TYPES:
-            return TYPES[name]
-        return _KNOWN.get((module, name), _Stub)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """torch's reference to a storage: ("storage", type, key, device, length), before 1.6 with a view of it."""
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or not isinstance(pid[1], torch.dtype):
-            return _Stub()
-        _, dtype, key, _, length, *view = pid
-        start = 0
-        if view and view[0] is not None:
-            _, start, length = view[0]
-        if not (_is_size(start) and _is_size(length)):
-            raise pickle.UnpicklingError("a storage of no size")
-        self.storages[str(key)] = dtype
-        return _Storage(str(key), dtype, start, length)
-
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("an extension code")
-
-    def load_bytearray8(self) -> None:
-        # Filled before it is read, at whatever length is stated. torch's protocol 2 has none.
-        raise pickle.UnpicklingError("a bytearray")
-
-
-_Reader.dispatch[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray8
-
-
 class _File(Protocol):
     tree: Any
 
-    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+    def read(self, storage: Storage, first: int, count: int) -> bytearray:
         """`count` numbers of a storage from `first` on."""
 
 
@@ -157,7 +49,7 @@ class _ZipFile:
         order = f"{self._root}byteorder"
         if order in self._files and self._whole(order) != b"little":
             raise ValueError("its numbers are big-endian, which is not read here")
-        self.tree = _Reader(BytesIO(self._whole(name))).load()
+        self.tree = Reader(BytesIO(self._whole(name))).load()
 
     def _find(self, name: str) -> zipfile.ZipInfo:
         info = self._files.get(name)
@@ -168,7 +60,7 @@ class _ZipFile:
     def _whole(self, name: str) -> bytes:
         return self._archive.read(self._find(name))
 
-    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+    def read(self, storage: Storage, first: int, count: int) -> bytearray:
         info = self._find(f"{self._root}data/{storage.key}")
         with self._archive.open(info) as stream:
             if first:
@@ -181,15 +73,15 @@ class _LegacyFile:
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream = stream
-        if _Reader(stream).load() != MAGIC or _Reader(stream).load() != PROTOCOL:
+        if Reader(stream).load() != MAGIC or Reader(stream).load() != PROTOCOL:
             raise ValueError("a pickle that torch.save did not write")
-        system = _Reader(stream).load()
+        system = Reader(stream).load()
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise ValueError("its numbers are big-endian, which is not read here")
-        reader = _Reader(stream)
+        reader = Reader(stream)
         self.tree = reader.load()
         self._places: dict[str, tuple[int, int]] = {}
-        for key in _Reader(stream).load():
+        for key in Reader(stream).load():
             (count,) = struct.unpack("<q", stream.read(8))
             place = stream.tell()
             end = place + count * reader.storages[str(key)].itemsize
@@ -198,7 +90,7 @@ class _LegacyFile:
             self._places[str(key)] = (place, count)
             stream.seek(end)
 
-    def read(self, storage: _Storage, first: int, count: int) -> bytearray:
+    def read(self, storage: Storage, first: int, count: int) -> bytearray:
         place, whole = self._places[storage.key]
         if first + count > whole:
             raise ValueError("a tensor ends behind its storage")
@@ -262,23 +154,23 @@ def _tensors(file: _File, path: Path, size: int, places: Sequence[tuple[str, ...
     return found
 
 
-def _records(tree: dict[Any, Any], place: tuple[str, ...]) -> dict[str, _Record]:
+def _records(tree: dict[Any, Any], place: tuple[str, ...]) -> dict[str, Record]:
     """The tensors by name in the table at `place`, as the file states them; none where there is no such table."""
     inside: Any = tree
     for name in place:
         inside = inside.get(name) if isinstance(inside, dict) else None
     items = inside.items() if isinstance(inside, dict) else ()
-    return {name: record for name, record in items if isinstance(name, str) and isinstance(record, _Record)}
+    return {name: record for name, record in items if isinstance(name, str) and isinstance(record, Record)}
 
 
-def _checked(record: _Record) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...], int]:
+def _checked(record: Record) -> tuple[Storage, int, tuple[int, ...], tuple[int, ...], int]:
     """Storage, offset, shape and stride of a tensor, and how many numbers it reaches over. Raises ValueError."""
     storage, offset, shape, stride = record.storage, record.offset, record.size, record.stride
-    if not isinstance(storage, _Storage):
+    if not isinstance(storage, Storage):
         raise ValueError("is stored in a way that is not read here")
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
         raise ValueError("has no proper shape")
-    if not isinstance(offset, int) or offset < 0 or not all(map(_is_size, (*shape, *stride))):
+    if not isinstance(offset, int) or offset < 0 or not all(map(is_size, (*shape, *stride))):
         raise ValueError("has no proper shape")
     count = math.prod(shape)
     span = 1 + sum((side - 1) * step for side, step in zip(shape, stride, strict=True)) if count else 0
@@ -297,7 +189,3 @@ def _exactly(stream: IO[bytes], size: int) -> bytearray:
             raise ValueError("a tensor ends behind the file")
         filled += read
     return data
-
-
-def _is_size(number: object) -> bool:
-    return isinstance(number, int) and number >= 0

@@ -16,8 +16,8 @@ from pipeline.fingerprint import weights_digest
 from pipeline.frames import KEPT_BYTES, Frames
 from pipeline.registry import VISUAL_STAGES, make_stage
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Rejection, Stage
-from pipeline.stages.faces import Faces, Found, face_crops
-from pipeline.tracks import Track, filled, track_record
+from pipeline.stages.faces import Faces, face_crops
+from pipeline.tracks import Found, Track, filled, track_record
 from shards.config import load_config
 from shards.errors import UserError, warn
 from shards.schema import VIDEO_RATE

@@ -39,6 +39,27 @@ class Track:
         return int(np.diff([-1, *self.boxes, total]).max()) - 1
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the detector saw: the number of frames, the ones looked at, their faces, the first frames of new shots."""
+
+    total: int
+    looked: list[int]
+    found: list[Detections]
+    cuts: list[int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Faces of a clip: what was seen, the number of tracks; those that last, and those among them that may be the
+    speaker's, left to right."""
+
+    seen: Seen
+    tracks: int
+    lasting: list[Track]
+    candidates: list[Track]
+
+
 def join_tracks(
     found: Sequence[Detections],
     overlap: float,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from pipeline.networks.detector import detector_file, make_detector
 from pipeline.networks.device import Precision
 from pipeline.prefetch import prefetched
 from pipeline.stage import Clip, Fields, Item, Reason, Reject, Stage
-from pipeline.tracks import Track, filled, join_tracks, left_to_right, track_record
+from pipeline.tracks import Found, Seen, Track, filled, join_tracks, left_to_right, track_record
 from shards.config import Config
 from shards.schema import FACE_SIZE, VIDEO_RATE
 
@@ -68,27 +67,6 @@ class FacesConfig(Config):
     lead: float = Field(0.15, gt=0, lt=2)
     min_frames: int = Field(12, ge=1)
     max_seconds: float = Field(60, gt=0, le=500)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the detector saw: the number of frames, the ones looked at, their faces, the first frames of new shots."""
-
-    total: int
-    looked: list[int]
-    found: list[Detections]
-    cuts: list[int]
-
-
-@dataclass(frozen=True)
-class Found:
-    """Faces of a clip: what was seen, the number of tracks; those that last, and those among them that may be the
-    speaker's, left to right."""
-
-    seen: Seen
-    tracks: int
-    lasting: list[Track]
-    candidates: list[Track]
 
 
 class Faces(Stage[FacesConfig]):
