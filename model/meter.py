@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +52,7 @@ class Meter:
         self._start = self._ready = time.perf_counter()
         self._waited, self._steps = 0.0, 0
         self._sums: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
 
     def arrived(self) -> None:
         """A batch is here: the time since the last step's end was spent waiting."""
@@ -90,6 +91,7 @@ class Meter:
             self._steps += 1
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,7 +103,7 @@ class Meter:
         self._ready = now
 
     def take(self, clips: int) -> dict[str, float]:
-        """Means since the last call, with `steps_per_s`, `clips_per_s`, `data_wait` (share of the time), `memory_gb`
+        """Means since the last call, of each value over the steps that had it, with `steps_per_s`, `clips_per_s`, `data_wait` (share of the time), `memory_gb`
         (at its peak, on the GPU where there is one) and `mfu`.
 
         Args:
@@ -112,7 +114,7 @@ class Meter:
         """
         self.settle()
         elapsed = time.perf_counter() - self._start
-        means = {name: value / self._steps for name, value in self._sums.items()}
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
         means["steps_per_s"] = self._steps / elapsed
         means["clips_per_s"] = self._steps * clips / elapsed
         means["data_wait"] = self._waited / elapsed
