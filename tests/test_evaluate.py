@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,25 @@ def test_scores_are_kept_and_what_changed_is_scored_anew(folders: tuple[Path, Pa
     assert changed.facts["known_before"] == 1
     assert changed.clips[0].sums["dnsmos_ovrl"][0] == pytest.approx(0.7, abs=0.001)
     assert (changed.clips[1].text, changed.clips[1].text_from) == ("some words", "file")
+
+
+class OddMetrics(FakeMetrics):
+    """One figure is no number."""
+
+    def score(self, *sounds: Any) -> Scores:
+        scores = super().score(*sounds)
+        return replace(scores, sums={**scores.sums, "secs": (float("nan"), 1.0), "cer": (float("inf"), 1.0)})
+
+
+def test_figures_that_are_no_numbers_are_noted_and_the_others_kept(folders: tuple[Path, Path]) -> None:
+    first, again = (
+        evaluate_folders(*folders, EvaluationConfig(), "x", 1, folders[0].parent / "cache", make=OddMetrics)
+        for _ in range(2)
+    )
+    assert set(first.clips[0].sums) == {"dnsmos_ovrl", "wer"}
+    assert first.clips[0].notes == ("no secs: not a finite number", "no cer: not a finite number")
+    assert again.clips == first.clips
+    assert again.facts["known_before"] == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,10 @@ def score(
         crew = min(workers, len(todo))
         works = any(scores is not None and not isinstance(scores, Failed) for scores in found)
         for index, scores in score_pairs([pairs[index] for index in todo], config, crew, make, works):
-            found[todo[index]] = scores
             if not isinstance(scores, Failed):
+                scores = _finite(scores)
                 store.put(looked[todo[index]][0], scores)
+            found[todo[index]] = scores
             progress.advance()
     clips, unreadable = [], []
     for pair, scores in zip(pairs, found, strict=True):
@@ -182,21 +183,26 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _finite(scores: Any) -> Any:
+    """Scores without numbers that are not finite: a network may fail on odd sound, and one would spoil the corpus."""
+    odd = [key for key, value in scores.sums.items() if not all(map(math.isfinite, value))]
+    sums = {key: value for key, value in scores.sums.items() if key not in odd}
+    return replace(scores, sums=sums, notes=(*scores.notes, *(f"no {key}: not a finite number" for key in odd)))
+
+
 def _clip(pair: Pair, scores: Any) -> ClipScores:
     text, text_from = pair.text, str(pair.text_from)
     if scores.heard is None:
         text, text_from = None, ""
     elif text is None:
         text, text_from = scores.heard_reference, "heard"
-    # A network may fail on odd sound; one such number would spoil those of the corpus.
-    odd = [key for key, value in scores.sums.items() if not all(map(math.isfinite, value))]
     return ClipScores(
         pair.key,
-        {key: value for key, value in scores.sums.items() if key not in odd},
+        scores.sums,
         scores.heard,
         text,
         text_from,
-        (*scores.notes, *(f"no {key}: not a finite number" for key in odd)),
+        scores.notes,
         str(pair.generated),
         str(pair.reference),
     )
