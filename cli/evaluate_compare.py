@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(record(found)), end="")
     else:
-        print(found.table(), differences(found.differences, f"less {found.last}"), sep="\n")
+        print(found.table())
+        if found.differences:
+            print(differences(found.differences, f"less {found.last}"))
         print(f"{args.output}: index.html, table.md, clips.csv, comparison.json; {len(found.keys)} clips")
     lost = left_out(found)
     for line in lost:

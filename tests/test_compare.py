@@ -315,6 +315,18 @@ def test_command_compares_what_all_have(tmp_path: Path, capsys: pytest.CaptureFi
     assert "original=DIR" in capsys.readouterr().err
 
 
+def test_one_system_has_no_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{name}={wav(tmp_path / f'{name}/a.wav', gain).parent}" for name, gain in (("gt", 1), ("ours", 0.5))]
+    out = tmp_path / "out"
+    options = ["--metrics", "energy", "--workers", "1", "--cache", str(tmp_path / "cache")]
+    assert main(["evaluate", "compare", *words, "-o", str(out), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "| ours |" in shown
+    assert "less ours" not in shown
+    assert "Difference" not in (out / "table.md").read_text() + (out / "index.html").read_text()
+    Page((out / "index.html").read_text())
+
+
 def test_reference_is_judged_alone_and_never_by_its_own_words(tmp_path: Path) -> None:
     for name in ("said", "unknown", "broken"):
         wav(tmp_path / f"gt/{name}.wav")

@@ -201,6 +201,12 @@ def test_opinion_scores_by_hand() -> None:
     assert "| a | 4.00 [3.00, 5.00] | 4 | 2 | 2 |" in table
 
 
+def test_one_listener_and_one_clip_have_no_interval() -> None:
+    found = opinions([Rating("l", "1", "naturalness", 4)], Key("p", ("a",), {"1": ("a", "c")}))
+    assert "| a | 4.00 - | 1 | 1 | 1 |" in opinion_table(found)
+    assert (found[0].low, found[0].high) == (None, None)
+
+
 def test_interval_is_not_that_of_independent_ratings() -> None:
     generator = np.random.default_rng(0)
     moods = generator.choice([2, 4], size=10)

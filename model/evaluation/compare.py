@@ -61,9 +61,11 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """System -> figure -> its value less that of the last system, on the clips that both have the figure of."""
+        """System -> figure -> its value less that of the last system, on the clips that both have the figure of.
+        Systems that share no figure with it are left out."""
         last = self.evaluations[self.last].sums()
-        return {name: paired(one.sums(), last) for name, one in self.evaluations.items() if name != self.last}
+        found = {name: paired(one.sums(), last) for name, one in self.evaluations.items() if name != self.last}
+        return {name: figures for name, figures in found.items() if figures}
 
     @cached_property
     def best(self) -> dict[str, str]:
@@ -180,7 +182,8 @@ def markdown(comparison: Comparison) -> str:
     """Main table, paired differences, every figure, and what was left out."""
     title = f"{len(comparison.evaluations)} systems, {len(comparison.keys)} clips"
     parts = [f"# {title}", comparison.table()]
-    parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences, "system")]
+    if comparison.differences:
+        parts += [f"## Difference to {cell(comparison.last)}", differences(comparison.differences, "system")]
     parts += ["## Every figure", details(comparison.summaries)]
     lost = left_out(comparison)
     parts += ["## Left out", "\n".join(f"* {cell(line)}" for line in lost)] if lost else []

@@ -68,13 +68,14 @@ class Rating:
 
 @dataclass(frozen=True)
 class Opinion:
-    """Mean opinion score of a system for one question with its 95 % interval, and what it stands on."""
+    """Mean opinion score of a system for one question, its 95 % interval (None: one listener and one clip have no
+    spread), and what it stands on."""
 
     system: str
     question: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     ratings: int
     listeners: int
     clips: int
@@ -205,7 +206,8 @@ def opinions(ratings: Sequence[Rating], key: Key) -> list[Opinion]:
             low, high = np.quantile(drawn, QUANTILES)
             mean = float(sums.sum() / counts.sum())
             size = (len(asked), len(names), len(clips))
-            found.append(Opinion(system, question, mean, float(low), float(high), *size))
+            ends = (None, None) if len(names) == len(clips) == 1 else (float(low), float(high))
+            found.append(Opinion(system, question, mean, ends[0], ends[1], *size))
     return found
 
 
@@ -218,15 +220,17 @@ def opinion_table(found: Sequence[Opinion]) -> str:
     ]
     for system in dict.fromkeys(one.system for one in found):
         mine = {one.question: one for one in found if one.system == system}
-        cells = [
-            f"{mine[name].value:.2f} [{mine[name].low:.2f}, {mine[name].high:.2f}]" if name in mine else "-"
-            for name in questions
-        ]
+        cells = [_opinion(mine[name]) if name in mine else "-" for name in questions]
         some = list(mine.values())
         counts = sum(one.ratings for one in some), max(one.listeners for one in some), max(one.clips for one in some)
         name = system.replace("|", "\\|")
         lines.append(f"| {' | '.join([name, *cells, *map(str, counts)])} |")
     return "\n".join(lines) + "\n"
+
+
+def _opinion(one: Opinion) -> str:
+    spread = "-" if one.low is None or one.high is None else f"[{one.low:.2f}, {one.high:.2f}]"
+    return f"{one.value:.2f} {spread}"
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -117,9 +117,10 @@ def _slug(name: str) -> str:
 
 def _header(comparison: Comparison) -> str:
     others = [name for name in comparison.evaluations if name != comparison.reference]
+    apart = '<a href="#differences">Differences</a> ' if comparison.differences else ""
     return (
-        f'<header><h1>{" · ".join(map(escape, others))}</h1><nav><a href="#summary">Summary</a> '
-        '<a href="#differences">Differences</a> <a href="#clips">Clips</a> <a href="#record">Record</a></nav></header>'
+        f'<header><h1>{" · ".join(map(escape, others))}</h1><nav><a href="#summary">Summary</a> {apart}'
+        '<a href="#clips">Clips</a> <a href="#record">Record</a></nav></header>'
     )
 
 
@@ -154,12 +155,15 @@ def _summary(comparison: Comparison) -> str:
     counted = "number of clips that have the figure, where not all do"
     marks = f"Below each value: 95 % interval, bootstrap over clips; {counted}. Bold: {BEST} Press a heading to sort."
     meaning = f"Value of the row less that of {comparison.last}, on the same clips, drawn together."
+    differences = (
+        f'<section id="differences"><h2>Difference to {escape(comparison.last)}</h2>{_table(keys, apart, [])}'
+        f"<p class='soft'>{escape(meaning)} Bold: {escape(SURE)}</p></section>"
+    )
     return (
         f'<section id="summary"><h2>{len(comparison.keys)} clips</h2>{missing}'
         f"{_table(keys, rows, foot)}<p class='soft'>{escape(marks)}</p>{some}"
         f"<details><summary>What the figures are</summary><ul>{about}</ul></details></section>"
-        f'<section id="differences"><h2>Difference to {escape(comparison.last)}</h2>{_table(keys, apart, [])}'
-        f"<p class='soft'>{escape(meaning)} Bold: {escape(SURE)}</p></section>"
+        f"{differences if apart else ''}"
     )
 
 
