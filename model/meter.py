@@ -103,8 +103,8 @@ class Meter:
         self._ready = now
 
     def take(self, clips: int) -> dict[str, float]:
-        """Means since the last call, of each value over the steps that had it, with `steps_per_s`, `clips_per_s`, `data_wait` (share of the time), `memory_gb`
-        (at its peak, on the GPU where there is one) and `mfu`.
+        """Means since the last call, of each value over the steps that had it, with `steps_per_s`, `clips_per_s`,
+        `data_wait` (share of the time), `memory_gb` (at its peak, on the GPU where there is one) and `mfu`.
 
         Args:
             clips: of a step, all processes together.
