@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     ways = [Sampling(count, scale, args.temperature, args.seed) for count in steps for scale in scales]
     clips = SplitClips(args.dataset, args.split, args.clips)
     synthesizer = Synthesizer(args.checkpoint, args.vocoder, args.lip_weights, args.device, ways[0])
+    if synthesizer.network.config.system in ("svts", "intelligible"):
+        system = synthesizer.network.config.system
+        raise UserError(f"{args.checkpoint}: {system} has no flow, so neither guidance nor steps change what it says")
     evaluations = sweep_guidance(synthesizer, clips, config, args.output, scales, steps, args.workers, args.cache)
     # What is swept is held against the usual way to speak, where that is among them.
     usual = [number for number, way in enumerate(ways) if (way.steps, way.guidance) == (10, 0.7)]

@@ -44,12 +44,14 @@ def _write(args: argparse.Namespace) -> int:
     written = write_test(parse_systems(args.systems, 1), args.output, args.clips, args.seed)
     if args.json:
         facts = {"page": str(written.page), "key": str(written.key), "clips": written.clips, "items": written.items}
-        print(json.dumps({**facts, "lacking": written.lacking}))
+        print(json.dumps({**facts, "lacking": written.lacking, "unreadable": written.unreadable}))
     else:
         print(f"{written.page}: {written.clips} clips, {written.items} items; {written.key} says what is what")
     for key, names in written.lacking.items():
         print(f"f2v evaluate listen: {printable(key)}: not in {', '.join(names)}; left out", file=sys.stderr)
-    return 1 if written.lacking else 0
+    for why in written.unreadable.values():
+        print(f"f2v evaluate listen: {printable(why)}; the clip is left out", file=sys.stderr)
+    return 1 if written.lacking or written.unreadable else 0
 
 
 def _score(args: argparse.Namespace) -> int:

@@ -51,6 +51,8 @@ def check_same_run(run: str, state: Checkpoint, config: RunConfig, shape: Config
     theirs = {**_flat({**plain(type(config)()), "network": plain(type(shape)())}), **theirs}
     odd = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     odd = [key for key in odd if not any(key == name or key.startswith(f"{name}.") for name in LOOSE)]
+    # Most other differences follow from these.
+    odd.sort(key=lambda key: key not in ("size", "network.system"))
     if odd:
         names = {key: f"model.{key.removeprefix('network.')}" if key.startswith("network.") else key for key in odd}
         shown = ", ".join(f"{names[key]} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in odd[:NAMED])

@@ -288,9 +288,11 @@ def load_network(state: checkpoints.Checkpoint, lip_weights: Path | None = None)
         lip_weights: file of the frozen lip encoder, which checkpoints leave out; default where training had it.
 
     Raises:
-        UserError: the shape that the checkpoint names is not of this version, its tensors do not fit it, or the lip
-            encoder's file is not there or another one.
+        UserError: a vocoder's checkpoint, the shape that the checkpoint names is not of this version, its tensors do
+            not fit it, or the lip encoder's file is not there or another one.
     """
+    if "lip_encoder" not in state.shape:
+        raise UserError("this is no checkpoint of `f2v train`; that of a vocoder belongs to --vocoder")
     network = build_network(load_config(ModelConfig, base=state.shape))
     if state.without is not None:
         network.lip_encoder.load_public(checkpoints.weights_file(state.without, lip_weights))

@@ -14,7 +14,7 @@ from model.baselines.dit import DiTBlock
 from model.baselines.svts import SVTS
 from model.baselines.v2sflow import V2SFlow
 from model.checkpoint import Checkpoint
-from model.config import PRESETS, ConformerConfig, DiTConfig, ModelConfig
+from model.config import PRESETS, ModelConfig
 from model.flops import count_flops
 from model.flow import Place
 from model.layers import length_mask, position_angles
@@ -24,6 +24,7 @@ from model.resume import check_same_run, plain
 from model.system import System
 from model.systems import SYSTEMS, build_network
 from model.train_config import OptimiserConfig, TrainConfig
+from model.transformer_config import ConformerConfig, DiTConfig
 from model.windows import WINDOW
 from shards.config import load_config
 from shards.errors import UserError

@@ -67,6 +67,19 @@ def test_page_is_blind_and_offline(folders: dict[str, Path], tmp_path: Path) -> 
     assert (written.clips, written.items) == (3, 9)
 
 
+def test_clips_that_cannot_be_read_are_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    for system in ("a", "b"):
+        (tmp_path / system).mkdir()
+        (tmp_path / system / "one.wav").write_bytes(tone(200))
+        (tmp_path / system / "two.wav").write_bytes(tone(300) if system == "a" else b"no sound")
+    written = write_test({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path / "listen.html")
+    assert (written.clips, written.items, [*written.unreadable]) == (1, 2, ["two"])
+    assert "two.wav" in written.unreadable["two"]
+    (tmp_path / "b" / "one.wav").write_bytes(b"neither")
+    with pytest.raises(UserError, match="no clip can be read"):
+        write_test({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path / "listen.html")
+
+
 def test_key_says_what_every_item_is(folders: dict[str, Path], tmp_path: Path) -> None:
     written = write_test(folders, tmp_path / "listen.html", seed=3)
     key, data = read_key(written.key), embedded(written.page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import flow
+from model import checkpoint, flow
 from model.flow import sample
 from model.griffinlim import playable
 from model.synthesis import METHOD, Sampling, Synthesizer, pick_device
@@ -206,3 +207,10 @@ def test_what_cannot_be_is_said(run: Path, synthesizer: Synthesizer) -> None:
     mute.vocoder = type("Odd", (), {"name": "Odd", "needs": ("mel", "ghost")})()
     with pytest.raises(UserError, match="Odd: reads ghost"):
         mute.speak([features(3)])
+
+
+def test_a_vocoder_is_no_system(run: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(run)
+    checkpoint.save(tmp_path, replace(state, shape={"factors": [10, 8, 4]}), keep=1)
+    with pytest.raises(UserError, match="that of a vocoder belongs to --vocoder"):
+        Synthesizer(tmp_path, device="cpu")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import DiTConfig
 from model.layers import attend, position_angles, rotate, split_heads
+from model.transformer_config import DiTConfig
 from model.unet import time_embedding
 
 

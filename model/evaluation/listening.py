@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.evaluation.bootstrap import DRAWS, QUANTILES, SEED
 from model.evaluation.contestants import common_clips
@@ -38,13 +39,15 @@ KIND = "faces2voices listening test"
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_test` made: the page, its key, how many clips and items it has, and clips that some system lacks."""
+    """What `write_test` made: the page, its key, how many clips and items it has, clips that some system lacks, and
+    why others were left out."""
 
     page: Path
     key: Path
     clips: int
     items: int
     lacking: dict[str, list[str]]
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def write_test(systems: dict[str, Path], output: Path, clips: int = 40, seed: in
         clips: so many at most, drawn by `seed`, which also numbers the items.
 
     Raises:
-        UserError: another ending, no common clip, a sound that cannot be read.
+        UserError: another ending, no common clip that can be read.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{output}: the page must end in .html")
@@ -102,15 +105,26 @@ def write_test(systems: dict[str, Path], output: Path, clips: int = 40, seed: in
         raise UserError(f"--clips {clips}: give a positive number")
     common, lacking = common_clips(systems)
     dice = random.Random(seed)
-    keys = dice.sample(list(common), min(clips, len(common)))
+    keys: list[str] = []
+    sounds: dict[tuple[str, str], NDArray[np.float32]] = {}
+    unreadable: dict[str, str] = {}
+    for key in dice.sample(list(common), len(common)):
+        if len(keys) == clips:
+            break
+        try:
+            sounds |= {(key, system): load_sound(common[key][system]).samples for system in systems}
+            keys.append(key)
+        except UserError as error:
+            unreadable[key] = str(error)
+    if not keys:
+        raise UserError(f"no clip can be read; the first: {next(iter(unreadable.values()))}")
     pairs = [(key, system) for key in keys for system in systems]
     dice.shuffle(pairs)
     items: list[dict[str, Any]] = []
     owners: dict[str, dict[str, str]] = {}
     digest = hashlib.sha256()
     for number, (key, system) in enumerate(pairs, 1):
-        samples = load_sound(common[key][system]).samples
-        wav = encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16))
+        wav = encode(FIELDS["wav"], np.round(sounds[key, system] * 32767).astype(np.int16))
         digest.update(json.dumps([key, system, hashlib.sha256(wav).hexdigest()]).encode())
         sound = "data:audio/wav;base64," + base64.b64encode(wav).decode()
         code = f"{number:0{len(str(len(pairs)))}d}"
@@ -123,7 +137,7 @@ def write_test(systems: dict[str, Path], output: Path, clips: int = 40, seed: in
     # The key first: a page without its key would collect ratings that say nothing.
     store.write(key_file.name, (json.dumps({**facts, "items": owners}, indent=1) + "\n").encode())
     store.write(output.name, _page(page, items).encode())
-    return Written(output, key_file, len(keys), len(items), lacking)
+    return Written(output, key_file, len(keys), len(items), lacking, unreadable)
 
 
 def read_key(path: Path) -> Key:
