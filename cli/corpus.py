@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out-voices", type=int, default=0, metavar="N", help="further speakers, in test alone (default: 0)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of texts, voices and looks (default: 0)")
     parser.add_argument("--size", type=int, default=192, help="width and height in pixels (default: 192)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
 

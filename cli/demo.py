@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, help="use these talking-face clips instead of the synthetic corpus")
     parser.add_argument("--clips", type=int, default=96, help="size of the synthetic corpus (default: 96)")
     parser.add_argument("--minutes", type=float, default=4.0, help="minutes of training (default: 4)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus and of the speech (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, swept: bool = False) -
         parser.add_argument("--steps", type=int, default=10, help="Euler steps (default: 10)")
         parser.add_argument("--guidance", type=float, default=0.7, help="classifier-free guidance scale (default: 0.7)")
     parser.add_argument("--temperature", type=float, default=1.0, help="scale of the first noise (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--lip-weights", type=Path, help="AV-HuBERT file (default: where training had it)")
 
 

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="Euler steps (default: 10)")
     parser.add_argument("--guidance", type=float, default=0.7, help="classifier-free guidance scale (default: 0.7)")
     parser.add_argument("--temperature", type=float, default=1.0, help="scale of the first noise (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, together with the clip (default: 0)")
     parser.add_argument("--track", type=int, metavar="N", help="the face that speaks, 1 for the leftmost")
     parser.add_argument(
         "--save", metavar="NAMES", help="write units,pitch,energy,timbre,mel (or some) to a .npz beside"
