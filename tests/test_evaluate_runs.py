@@ -39,6 +39,7 @@ class FakeSynthesizer:
     def __init__(self, dataset: Path) -> None:
         facts = dataset_facts(Dataset(str(dataset)).index(), "train")
         self.state = SimpleNamespace(step=5, dataset=facts, config={"data": {"pitch": "zero"}})
+        self.network = SimpleNamespace(config=SimpleNamespace(system="fake", told_voice=False))
         self.sampling = Sampling()
         self.digests = {"network_sha256": "n"}
         self.spoken = 0
