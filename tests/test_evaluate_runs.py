@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import wave
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +111,23 @@ def test_a_split_is_spoken_once_and_scored(dataset: Path) -> None:
         fewer = evaluate(synthesizer, dataset, 2)
     assert [clip.key for clip in fewer.clips] == SplitClips(str(dataset), "train", 2).keys
     assert synthesizer.spoken == 7
+
+
+def test_a_voice_that_was_told_is_no_prediction(dataset: Path) -> None:
+    class Told(FakeSynthesizer):
+        def _speak(self, frames: int) -> Spoken:
+            return replace(super()._speak(frames), timbre=toy_values("", frames)["timbre"])
+
+    predicted = evaluate(Told(dataset), dataset)
+    assert "timbre_mae" in predicted.summary()
+    assert predicted.facts["voice"] == "predicted"
+    synthesizer = Told(dataset)
+    synthesizer.digests = {"network_sha256": "another"}
+    synthesizer.network.config.told_voice = True
+    with pytest.warns(UserWarning, match="told the voice of its own reference"):
+        told = evaluate(synthesizer, dataset)
+    assert "timbre_mae" not in told.summary()
+    assert told.facts["voice"] == "told, from the reference"
 
 
 def test_a_dataset_made_in_another_way_is_refused(dataset: Path) -> None:
