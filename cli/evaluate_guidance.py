@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from model.baselines.baseline import Regression
     from model.evaluation.quoted import TABLE_5
     from model.evaluation.split_clips import SplitClips
     from model.evaluation.sweeps import report, sweep_guidance
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     ways = [Sampling(count, scale, args.temperature, args.seed) for count in steps for scale in scales]
     clips = SplitClips(args.dataset, args.split, args.clips)
     synthesizer = Synthesizer(args.checkpoint, args.vocoder, args.lip_weights, args.device, ways[0])
-    if synthesizer.network.config.system in ("svts", "intelligible"):
+    if isinstance(synthesizer.network, Regression):
         system = synthesizer.network.config.system
         raise UserError(f"{args.checkpoint}: {system} has no flow, so neither guidance nor steps change what it says")
     evaluations = sweep_guidance(synthesizer, clips, config, args.output, scales, steps, args.workers, args.cache)

@@ -67,6 +67,12 @@ class Checkpoint:
     ema: dict[str, Tensor] | None = None
     without: LeftOut | None = None
 
+    def release(self) -> None:
+        """Let go of all tensors, once networks and optimisers have copies: whoever still holds the rest of the
+        checkpoint would keep them in memory."""
+        for tensors in (self.model, self.optimiser, self.ema or {}):
+            tensors.clear()
+
 
 def save(uri: str | Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = None) -> str:
     """Write `step-XXXXXXXX.pt`, whole or not at all, then drop all but the newest `keep` and never this one.

@@ -125,9 +125,7 @@ class Synthesizer:
         self.device = pick_device(device)
         self.state = checkpoints.load(checkpoint)
         self.network = load_network(self.state, lip_weights).to(self.device)
-        # The network has its own copy; the optimiser's tensors are twice as large.
-        for tensors in (self.state.model, self.state.optimiser, self.state.ema or {}):
-            tensors.clear()
+        self.state.release()
         stages = self.state.dataset["stages"]
         filterbank = stages["mel"]["settings"]["filterbank"]
         self.vocoder = load_vocoder(vocoder, filterbank, self.device, stages.get("speech", {}))

@@ -15,10 +15,10 @@ import numpy as np
 from model import checkpoint as checkpoints
 from model.speech_record import Failure, Task, is_made, remove_stale, withdraw, write_failed, write_whole
 from model.synthesis import Sampling, Spoken, Synthesizer, torch_threads
-from shards.codec import encode
+from shards.codec import encode_sound
 from shards.errors import UserError
 from shards.progress import Progress
-from shards.schema import FIELDS, SAMPLE_RATE
+from shards.schema import SAMPLE_RATE
 from shards.storage import is_remote
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def synthesize_many(
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Mono 16-bit PCM at 16 kHz from samples within -1..1."""
-    write_whole(path, encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
+    write_whole(path, encode_sound(samples))
 
 
 def _source(clip: Clip) -> dict[str, Any]:

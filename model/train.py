@@ -79,10 +79,7 @@ class SystemTraining:
         if here.ranks.world > 1:
             self._model = DistributedDataParallel(network, [here.device] if here.device.type == "cuda" else None)
         if state is not None:
-            # The session still holds it; its tensors would stay for the whole run.
-            state.model.clear()
-            state.optimiser.clear()
-            (state.ema or {}).clear()
+            state.release()
         self._validation: Validation | None = None
 
     def begin(self, say: Callable[[str], None]) -> None:

@@ -9,8 +9,9 @@ import wave
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards.schema import SAMPLE_RATE, Field, SchemaError
+from shards.schema import FIELDS, SAMPLE_RATE, Field, SchemaError
 from shards.strips import decode_strip, encode_strip
 
 
@@ -34,6 +35,11 @@ def encode(field: Field, value: Any) -> bytes:
     else:
         np.lib.format.write_array(buffer, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
+
+
+def encode_sound(samples: NDArray[np.floating[Any]]) -> bytes:
+    """A wav file, 16-bit PCM mono 16 kHz, of samples [N] within -1..1."""
+    return encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16))
 
 
 def decode(field: Field, data: bytes, frames: int, start: int = 0, stop: int | None = None) -> Any:

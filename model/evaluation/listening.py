@@ -20,9 +20,8 @@ from model.evaluation.bootstrap import DRAWS, QUANTILES, SEED
 from model.evaluation.contestants import common_clips
 from model.evaluation.html import asset, document, escape
 from model.evaluation.sound import load_sound
-from shards.codec import encode
+from shards.codec import encode_sound
 from shards.errors import UserError
-from shards.schema import FIELDS
 from shards.storage import open_store
 
 QUESTIONS = {
@@ -124,7 +123,7 @@ def write_test(systems: dict[str, Path], output: Path, clips: int = 40, seed: in
     owners: dict[str, dict[str, str]] = {}
     digest = hashlib.sha256()
     for number, (key, system) in enumerate(pairs, 1):
-        wav = encode(FIELDS["wav"], np.round(sounds[key, system] * 32767).astype(np.int16))
+        wav = encode_sound(sounds[key, system])
         digest.update(json.dumps([key, system, hashlib.sha256(wav).hexdigest()]).encode())
         sound = "data:audio/wav;base64," + base64.b64encode(wav).decode()
         code = f"{number:0{len(str(len(pairs)))}d}"

@@ -7,8 +7,6 @@ import random
 import re
 from pathlib import Path
 
-import numpy as np
-
 from model.evaluation.alignment import align
 from model.evaluation.bootstrap import Interval
 from model.evaluation.compare import Comparison, left_out
@@ -32,8 +30,7 @@ from model.evaluation.tables import (
     number,
     quoted_rows,
 )
-from shards.codec import encode
-from shards.schema import FIELDS
+from shards.codec import encode_sound
 from shards.storage import open_store
 
 AUDIO = "audio"
@@ -63,7 +60,7 @@ def write_page(comparison: Comparison, folder: Path, config: EvaluationConfig, s
             tracks[name] = track(samples, config.filterbank, config.fmin, config.fmax)
             # A number makes the name unique and safe, whatever the system is called.
             players[name] = f"{AUDIO}/{place:03d}-{rank}-{_slug(name)}.wav"
-            store.write(players[name], encode(FIELDS["wav"], np.round(samples * 32767).astype(np.int16)))
+            store.write(players[name], encode_sound(samples))
         parts.append(_clip(comparison, key, why, tracks, players, scales(tracks.values(), config.filterbank)))
     body = "\n".join(
         [_header(comparison), "<main>", _summary(comparison), _clips(how, parts), _record(comparison), "</main>"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,11 @@ from model.evaluation.figures import Sums
 from model.evaluation.partners import Pair
 from model.evaluation.scoring import Make
 from model.evaluation.split_clips import SEEN, SplitClips
-from shards.codec import encode
+from shards.codec import encode_sound
 from shards.errors import UserError, warn
 from shards.pitch import standardise
 from shards.progress import Progress
-from shards.schema import FIELDS, SchemaError
+from shards.schema import SchemaError
 from shards.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _speak(
                 seen = {field: clip[field] for field in (*SEEN, "timbre") if field in clip}
                 [spoken] = synthesizer.speak([seen])
                 sums = _errors(spoken, clip, synthesizer, clips)
-                wave = encode(FIELDS["wav"], np.round(spoken.wave * 32767).astype(np.int16))
+                wave = encode_sound(spoken.wave)
                 speech.write(f"{key}.wav", wave)
                 note = {"made": digest, "wav": sha256(wave).hexdigest(), "sums": sums}
                 notes.write(f"{key}.json", json.dumps(note).encode())
@@ -164,4 +165,4 @@ def _as_dataset(config: EvaluationConfig, clips: SplitClips) -> EvaluationConfig
 
 
 def _with(clip: ClipScores, predicted: Sums) -> ClipScores:
-    return ClipScores(**{**vars(clip), "sums": clip.sums | predicted})
+    return replace(clip, sums=clip.sums | predicted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,11 @@ from torch import nn
 
 from model import checkpoint
 from model.checkpoint import as_uri
-from model.checkpoint_file import Unreadable
 from model.vocoder.hifigan import Generator
-from model.vocoder.load import mel_filterbank
+from model.vocoder.load import mel_filterbank, run_or_file
 from model.vocoder.public import read_public
 from shards.errors import UserError
 from shards.mel import Filterbank
-from shards.storage import is_remote, local_path
 
 
 def begin_with(pair: nn.Module, place: str, filterbank: Filterbank) -> None:
@@ -31,12 +30,9 @@ def begin_with(pair: nn.Module, place: str, filterbank: Filterbank) -> None:
         UserError: nothing there, a file of another kind, another network, or a run with mels of another filterbank.
     """
     uri = as_uri(place)
-    try:
-        state = checkpoint.load(uri)
-    except Unreadable:
-        if is_remote(uri) or not local_path(uri).is_file():
-            raise
-        _copy(read_public(local_path(uri)), pair.get_submodule("generator"), uri)
+    state = run_or_file(uri)
+    if isinstance(state, Path):
+        _copy(read_public(state), pair.get_submodule("generator"), uri)
         return
     ours = pair.get_submodule("generator")
     assert isinstance(ours, Generator)

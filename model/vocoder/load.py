@@ -78,13 +78,9 @@ def load_vocoder(
     if place is None:
         return GriffinLim(filterbank)
     uri = as_uri(place)
-    try:
-        state = checkpoint.load(uri)
-    except Unreadable:
-        if is_remote(uri) or not local_path(uri).is_file():
-            raise
-        path = local_path(uri)
-        return HiFiGAN(read_public(path), f"HiFi-GAN, {path.name}", device)
+    state = run_or_file(uri)
+    if isinstance(state, Path):
+        return HiFiGAN(read_public(state), f"HiFi-GAN, {state.name}", device)
     network, trained_on = restored(state, uri), mel_filterbank(state, uri)
     if trained_on != filterbank:
         raise UserError(
@@ -94,6 +90,21 @@ def load_vocoder(
     if speech is not None:
         _check_speech(network.config, state, speech, uri)
     return HiFiGAN(network, f"HiFi-GAN, step {state.step}", device)
+
+
+def run_or_file(uri: str) -> Checkpoint | Path:
+    """The checkpoint at `uri`, or, of a file that is none of ours, its path: it may be a public one.
+
+    Raises:
+        UserError: nothing there, or something else in a bucket or folder.
+        StorageError: the storage refuses or does not answer.
+    """
+    try:
+        return checkpoint.load(uri)
+    except Unreadable:
+        if is_remote(uri) or not local_path(uri).is_file():
+            raise
+        return local_path(uri)
 
 
 def restored(state: Checkpoint, uri: str) -> Generator:

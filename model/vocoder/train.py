@@ -98,10 +98,7 @@ class VocoderTraining:
         if state is not None:
             for name, optimiser in self._optimisers.items():
                 optimiser.load_state_dict(state.optimiser[name])
-            # The session still holds it; its tensors would stay for the whole run.
-            state.model.clear()
-            state.optimiser.clear()
-            (state.ema or {}).clear()
+            state.release()
         self._generator: nn.Module = pair.generator
         self._discriminators: nn.Module = pair.discriminators
         if here.ranks.world > 1:
