@@ -25,9 +25,10 @@ from model.evaluation.config import EvaluationConfig
 from model.evaluation.contestants import common_clips, parse_systems
 from model.evaluation.evaluate import ClipScores, Evaluation
 from model.evaluation.figures import Sums
-from model.evaluation.html import document
 from model.evaluation.page import choose, write_page
-from model.evaluation.pictures import Track, bin_of, mel_png, picture, scales
+from model.evaluation.pictures import Track, picture, scales
+from pipeline.pages.draw import bin_of, mel_png
+from pipeline.pages.html import document
 from shards.codec import encode
 from shards.errors import UserError
 from shards.schema import FIELDS

@@ -18,8 +18,18 @@ import numpy as np
 import pytest
 
 from cli.main import main
-from model.evaluation.html import asset
-from model.evaluation.listening import COLUMNS, Key, Rating, opinion_table, opinions, read_key, read_ratings, write_test
+from model.evaluation.listening import (
+    ASSETS,
+    COLUMNS,
+    Key,
+    Rating,
+    opinion_table,
+    opinions,
+    read_key,
+    read_ratings,
+    write_test,
+)
+from pipeline.pages.html import asset
 from shards.codec import encode
 from shards.errors import UserError
 from shards.schema import FIELDS
@@ -111,7 +121,7 @@ def node(script: str) -> Any:
     program = shutil.which("node")
     if program is None:
         pytest.skip("node is not installed: the page's script cannot be run")
-    code = asset("listen.js") + f"\nconsole.log(JSON.stringify({script}));"
+    code = asset("listen.js", ASSETS) + f"\nconsole.log(JSON.stringify({script}));"
     return json.loads(subprocess.run([program, "-e", code], check=True, capture_output=True, text=True).stdout)
 
 

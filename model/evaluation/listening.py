@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from model.evaluation.bootstrap import DRAWS, QUANTILES, SEED
 from model.evaluation.contestants import common_clips
-from model.evaluation.html import asset, document, escape
 from model.evaluation.sound import load_sound
+from pipeline.pages.html import asset, document, escape
 from shards.codec import encode_sound
 from shards.errors import UserError
 from shards.storage import open_store
 
+ASSETS = Path(__file__).parent / "assets"
 QUESTIONS = {
     "naturalness": ("How natural does it sound?", ("Bad", "Poor", "Fair", "Good", "Excellent")),
     "intelligibility": (
@@ -285,6 +286,6 @@ def _page(page: str, items: list[dict[str, Any]]) -> str:
             for grade, about in enumerate(grades, 1)
         )
         sets.append(f'<fieldset><legend>{escape(question)}</legend><div class="scale">{labels}</div></fieldset>')
-    body = asset("listen.html").replace("QUESTIONS", "".join(sets)).replace("ITEMS", str(len(items)))
+    body = asset("listen.html", ASSETS).replace("QUESTIONS", "".join(sets)).replace("ITEMS", str(len(items)))
     data = {"page": page, "questions": list(QUESTIONS), "items": items}
-    return document("Listening test", body, asset("listen.css"), asset("listen.js"), "data:", data)
+    return document("Listening test", body, asset("listen.css", ASSETS), asset("listen.js", ASSETS), "data:", data)

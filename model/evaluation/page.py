@@ -13,7 +13,6 @@ from model.evaluation.compare import Comparison, left_out
 from model.evaluation.config import EvaluationConfig
 from model.evaluation.evaluate import ClipScores
 from model.evaluation.figures import FIGURES
-from model.evaluation.html import asset, document, escape
 from model.evaluation.pictures import Scales, Track, picture, scales, track
 from model.evaluation.quoted import TABLE_2
 from model.evaluation.sound import load_sound
@@ -30,9 +29,11 @@ from model.evaluation.tables import (
     number,
     quoted_rows,
 )
+from pipeline.pages.html import asset, document, escape
 from shards.codec import encode_sound
 from shards.storage import open_store
 
+ASSETS = Path(__file__).parent / "assets"
 AUDIO = "audio"
 """Folder beside the page that holds the sounds it plays."""
 RANKED_BY = ("cer", "wer", "utmos", "distillmos", "dnsmos_ovrl", "rmse_f0_clip", "mae_energy", "secs")
@@ -66,7 +67,8 @@ def write_page(comparison: Comparison, folder: Path, config: EvaluationConfig, s
         [_header(comparison), "<main>", _summary(comparison), _clips(how, parts), _record(comparison), "</main>"]
     )
     title = f"{len(comparison.evaluations)} systems on {len(comparison.keys)} clips"
-    page = document(title, body, asset("compare.css"), asset("compare.js"), "'self' file:")
+    style = asset("page.css") + asset("compare.css", ASSETS)
+    page = document(title, body, style, asset("compare.js", ASSETS) + asset("players.js"), "'self' file:")
     store.write("index.html", page.encode(errors="backslashreplace"))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 ASSETS = Path(__file__).parent / "assets"
 
 
-def asset(name: str) -> str:
-    """Text of a style or script that comes with the package."""
-    return (ASSETS / name).read_text(encoding="utf-8")
+def asset(name: str, folder: Path = ASSETS) -> str:
+    """Text of a style or script that comes with a package, from its folder of them."""
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def escape(text: object) -> str:

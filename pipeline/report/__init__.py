@@ -1,0 +1,1 @@
+"""A dataset on one page, and one clip of it on the terminal."""
