@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.codebook import SAMPLED
 from pipeline.config import BuildConfig
@@ -22,9 +22,11 @@ class Estimate:
     Attributes:
         seconds: wall clock, for the processors that the settings give.
         work: worker seconds per stage, of `pack`, and of `codebook`, the encoding that a fit of centroids takes.
+        clips: that each of them is to work on.
         columns, packed: bytes to be written.
         unknown: stages that never ran in this dataset, which the figures leave out.
         cpus: processors assumed.
+        cost: in money; None where no price is set, or no earlier build tells how much work an hour of a machine does.
     """
 
     seconds: float
@@ -33,6 +35,8 @@ class Estimate:
     packed: int
     unknown: list[str]
     cpus: int
+    clips: dict[str, int] = field(default_factory=dict)
+    cost: float | None = None
 
 
 def estimate(
@@ -40,6 +44,7 @@ def estimate(
 ) -> Estimate:
     """Scale what each stage took per clip to the clips that the plan runs."""
     work: dict[str, float] = {}
+    counts: dict[str, int] = {}
     columns, packed = 0.0, 0.0
     unknown = []
     for stage, row in plan.cells.items():
@@ -55,11 +60,13 @@ def estimate(
             unknown.append(stage)
             continue
         work[stage] = fresh * _seconds(ran) + spared * _seconds([ref for ref in known if ref.reuse is not None])
+        counts[stage] = fresh + spared
         columns += (fresh + spared) * sum(ref.bytes for ref in known) / max(1, _clips(known))
         unfitted = [shard for shard, cell in todo.items() if cell.task is None and cell.reuse is None]
         if stage == "speech" and unfitted and manifest:
             sampled = min(sum(len(shards[shard]) for shard in unfitted), _fit_clips(manifest, config))
             work["codebook"] = sampled * _seconds(ran)
+            counts["codebook"] = round(sampled)
     again = to_pack(plan)
     clips = sum(len(shards[shard]) for shard in again)
     packs = list(manifest.packs.values()) if manifest else []
@@ -68,13 +75,14 @@ def estimate(
     if clips and seen:
         work["pack"] = clips * sum(pack.seconds for pack in packs) / seen
         packed = clips * held / seen
+        counts["pack"] = clips
     elif clips:
         unknown.append("pack")
     cpus = config.run.cpus or os.cpu_count() or 1
     # Workers share all but the fit, which one thread encodes for before the rest can go on.
     alone = work.get("codebook", 0.0)
     seconds = alone + (sum(work.values()) - alone) / cpus
-    return Estimate(seconds, work, round(columns), round(packed), unknown, cpus)
+    return Estimate(seconds, work, round(columns), round(packed), unknown, cpus, counts)
 
 
 def _clips(refs: Sequence[ColumnRef]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from shards.dataset import Dataset
-from shards.manifest import COPIES, HISTORY, MANIFEST, OWN, SEGMENTS, Manifest
+from shards.manifest import COPIES, HISTORY, MANIFEST, OWN, RUNS, SEGMENTS, Manifest
 from shards.storage import LOCK, Object
 
 
@@ -57,7 +57,7 @@ def find_garbage(dataset: Dataset, grace: timedelta) -> Garbage:
     for found in objects:
         if not OWN.fullmatch(found.name):
             garbage.foreign.append(found.name)
-        elif found.name in needed:
+        elif found.name in needed or found.name.startswith(RUNS):
             continue
         elif found.name in recent:
             garbage.kept.append(found)

@@ -16,6 +16,8 @@ HISTORY = "manifests/"
 """Copies of manifests that were replaced; the time of a copy says when."""
 SEGMENTS = "segments/"
 """What was found in recordings that are cut into clips. Every build reads these; no manifest names them."""
+RUNS = "runs/"
+"""What builds were like: settings, machines, times and costs. No manifest names them, and they are never garbage."""
 COPIES = (CLIPS, QUARANTINE, INDEX)
 """Copies of the current tables for people and other programs, made after each commit."""
 
@@ -27,6 +29,7 @@ OWN = re.compile(
     r"|manifests/[0-9a-f]{12}\.json"
     r"|codebooks/units-[0-9a-f]{16}\.npy"
     r"|segments/[0-9a-f]{16}-[0-9a-f]{16}\.json"
+    r"|runs/\d{8}T\d{6}Z-[0-9a-f]{8}\.json"
     r"|dataset\.json|clips\.parquet|quarantine\.parquet|train/index\.json|\.lock|\.writing-[0-9A-Za-z_]+"
 )
 """Names that a build gives; an object of another name is not ours to judge or to delete."""

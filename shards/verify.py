@@ -19,6 +19,7 @@ from shards.manifest import (
     MANIFEST,
     OWN,
     QUARANTINE,
+    RUNS,
     SEGMENTS,
     Index,
     Manifest,
@@ -94,7 +95,7 @@ def _check_objects(manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[str
 
 def _leftovers(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
     known = {MANIFEST, LOCK, *COPIES, *manifest.objects()}
-    ours = (name for name in sizes if OWN.fullmatch(name) and not name.startswith((HISTORY, SEGMENTS)))
+    ours = (name for name in sizes if OWN.fullmatch(name) and not name.startswith((HISTORY, RUNS, SEGMENTS)))
     old = [name for name in ours if name not in known]
     hint = "`f2v gc --delete` removes them after its grace period"
     return [f"{len(old)} objects of other builds, e.g. {min(old)}; {hint}"] if old else []

@@ -1,0 +1,334 @@
+"""What happens in a build: shown on a terminal, as lines in a log or as JSON events, counted for Prometheus, and kept
+in the dataset as a run record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pipeline import metrics
+from pipeline.board_lines import last_line, log_lines, screen_lines
+from pipeline.config import BuildConfig
+from pipeline.cost import Look, Node
+from pipeline.estimate import Estimate
+from pipeline.machines import Machines
+from pipeline.pack import Packed
+from pipeline.recordings import Scan
+from pipeline.registry import KINDS, make_stage
+from pipeline.run_record import (
+    Expected,
+    LostWork,
+    Outcome,
+    PoisonClip,
+    RunRecord,
+    StageRun,
+    money,
+    stamp,
+    versions,
+    write_run,
+)
+from pipeline.screen import Screen, can_redraw
+from pipeline.stage import Reason
+from pipeline.tally import Tally
+from shards.dataset import Dataset
+from shards.manifest import ColumnRef
+from shards.progress import LOG_EVERY
+
+if TYPE_CHECKING:
+    from pipeline.runner import Work
+    from pipeline.worker import Done
+
+DRAW_EVERY = 0.2
+"""Seconds between two pictures on a terminal, at least."""
+
+
+class Board:
+    """The runner tells it what happens; it shows that on standard error. Use as a context manager.
+
+    Args:
+        uri: of the dataset, where `record` puts the run record.
+        config: of the build.
+        json: events as JSON lines instead of text.
+        quiet: nothing is shown; all is counted all the same.
+
+    Attributes:
+        stages: name -> counts, in the order in which they came up.
+    """
+
+    def __init__(self, uri: str, config: BuildConfig, json: bool = False, quiet: bool = False) -> None:
+        self._uri, self._config = uri, config
+        self._events, self._quiet = json, quiet
+        show = not quiet and not json and can_redraw(sys.stderr)
+        self._screen = Screen(sys.stderr) if show else None
+        self._begin, self._utc = monotonic(), datetime.now(timezone.utc)
+        self._shown = self._begin
+        self.stages: dict[str, Tally] = {}
+        self._clips: dict[str, int] = {}
+        self._open: set[tuple[str, str]] = set()
+        self._machines = Machines()
+        self._lost: Counter[str] = Counter()
+        self._lost_seconds: dict[str, float] = {}
+        self._poison: list[PoisonClip] = []
+        self._expected: Estimate | None = None
+        self._on_gpu: dict[str, bool] = {}
+
+    def begin(self, tasks: Sequence[Work], clips: Mapping[str, int]) -> None:
+        """More work is known; `clips` are the numbers of clips by shard. Work that is known and not through counts
+        once."""
+        self._clips.update(clips)
+        new = [task for task in tasks if (task.stage, task.shard) not in self._open]
+        for task in new:
+            self._tally(task.stage).add(self._clips.get(task.shard, 1))
+            self._open.add((task.stage, task.shard))
+        self._share_out()
+        stages = {name: tally.total for name, tally in self.stages.items()}
+        self._tell("begin", tasks=len(new), clips=stages)
+        self._export()
+        self._show()
+
+    def expect(self, estimate: Estimate | None) -> None:
+        """What `f2v plan` would have said of this build."""
+        self._expected = estimate
+        self._share_out()
+
+    def given(self, task: Work, host: str) -> None:
+        """A worker on `host` has the task."""
+        self._tally(task.stage).given(task.shard, self._clips.get(task.shard, 1), monotonic())
+        self._tell("given", stage=task.stage, shard=task.shard, host=host)
+        self._export()
+
+    def looks(self, looks: Sequence[Look]) -> None:
+        """What the workers say that have a task."""
+        now = monotonic()
+        for look in looks:
+            if look.stage in self.stages:
+                self.stages[look.stage].look(look, now)
+        for tally in self.stages.values():
+            tally.tick(now)
+        self._show()
+
+    def done(self, task: Work, done: Done) -> None:
+        """A task is through."""
+        refused, cost = _refused(done.result), done.cost if done.ran else None
+        clips = self._clips.get(task.shard, 1)
+        self._tally(task.stage).finish(task.shard, clips, refused, done.ran, cost, monotonic())
+        self._open.discard((task.stage, task.shard))
+        took = {} if cost is None else {"cost": vars(cost)}
+        self._tell("done", stage=task.stage, shard=task.shard, ran=done.ran, clips=clips, refused=refused, **took)
+        self._export()
+        if self._screen and not self._open:
+            self._screen.clear()  # whatever comes now may have something to show itself
+        else:
+            self._show()
+
+    def lost(self, task: Work, why: str, seconds: float, host: str) -> None:
+        """A task lost its worker and waits again; `why`: node, crash, hang, memory or killed."""
+        self._tally(task.stage).lose(task.shard, monotonic())
+        self._lost[why] += 1
+        self._lost_seconds[why] = self._lost_seconds.get(why, 0.0) + seconds
+        metrics.lost(why)
+        self._tell("lost", stage=task.stage, shard=task.shard, why=why, seconds=round(seconds, 1), host=host)
+        words = {"node": f"{host or 'a machine'} is gone", "killed": "worker killed", "hang": "worker hung"}
+        text = words.get(why, f"worker lost ({why})")
+        self._say(f"{text}: {task.stage} {task.shard} begins again, {seconds:.0f} s of work lost")
+        self._export()
+
+    def poison(self, task: Work, key: str, reason: Reason, message: str) -> None:
+        """A clip that ended its worker too often is refused."""
+        self._poison.append(PoisonClip(key=key, stage=task.stage, shard=task.shard, reason=reason.value))
+        self._tell("poison", stage=task.stage, shard=task.shard, key=key, reason=reason.value, message=message)
+        self._say(f"{key}: to quarantine by {task.stage} ({reason.value}): {message}")
+
+    def cluster(self, nodes: Sequence[Node]) -> None:
+        """The machines that there are now, or were."""
+        for node, alive in self._machines.see(nodes, monotonic()):
+            kind = {"kind": node.kind, "cpus": node.cpus, "gpus": node.gpus}
+            self._tell("node", host=node.host, node=node.id, alive=alive, **kind)
+            if not alive:
+                metrics.node_lost(node.kind)
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        self._tell("note", text=text)
+        self._say(text)
+
+    def record(self, outcome: Outcome, message: str = "") -> str | None:
+        """Keep what this build was like in the dataset; None where it computed nothing.
+
+        Returns:
+            Object name of the record. Where the dataset cannot be written to, that is a note and no error: what ended
+            the build is the thing to say.
+        """
+        now = monotonic()
+        if not self._lost and not any(tally.tasks or tally.hand for tally in self.stages.values()):
+            return None
+        try:
+            name = write_run(Dataset(self._uri), self._run(outcome, message, now))
+        except OSError as error:
+            self.note(f"{self._uri}: the run record could not be written ({error})")
+            return None
+        self._tell("progress", **self._progress(now))
+        self._tell("end", outcome=outcome, message=message, seconds=round(now - self._begin, 1), record=name)
+        return name
+
+    def total_eta(self) -> float | None:
+        """Seconds until all known work is through: worker seconds left over the workers that are at it, separately for
+        those with and without a GPU, of which the slower counts. None where a stage has never been timed."""
+        now, longest = monotonic(), 0.0
+        for on_gpu in {self._needs_gpu(name) for name in self.stages}:
+            group = [tally for name, tally in self.stages.items() if self._needs_gpu(name) == on_gpu]
+            left = [tally.work_left(now) for tally in group]
+            known = [seconds for seconds in left if seconds is not None]
+            if len(known) < len(left):
+                return None
+            at_it = sum(len(tally.hand) for tally in group) or max((tally.most for tally in group), default=0) or 1
+            longest = max(longest, sum(known) / at_it)
+        return longest
+
+    def _run(self, outcome: Outcome, message: str, now: float) -> RunRecord:
+        prices: dict[str, float] = dict(self._config.run.prices)
+        hours = self._machines.hours(now)
+        cost, unpriced = money(hours, prices)
+        begin = self._expected
+        expected = begin and Expected(seconds=begin.seconds, work=begin.work, unknown=begin.unknown, cost=begin.cost)
+        stages = {name: _stage_run(tally, now) for name, tally in self.stages.items()}
+        return RunRecord(
+            outcome=outcome,
+            message=message,
+            begin=stamp(self._utc),
+            end=stamp(datetime.now(timezone.utc)),
+            seconds=round(now - self._begin, 3),
+            config=self._config.model_dump(mode="json"),
+            versions=versions(),
+            hosts=self._machines.hosts(now),
+            stages=stages,
+            lost={
+                why: LostWork(workers=workers, seconds=round(self._lost_seconds[why], 1))
+                for why, workers in sorted(self._lost.items())
+            },
+            poison=self._poison,
+            work=round(sum(stage.seconds for stage in stages.values()), 3),
+            node_hours={kind: round(spent, 6) for kind, spent in hours.items()},
+            prices=prices,
+            cost=cost,
+            unpriced=unpriced if prices else [],
+            expected=expected if begin and begin.work else None,
+        )
+
+    def _tally(self, stage: str) -> Tally:
+        return self.stages.setdefault(stage, Tally())
+
+    def _needs_gpu(self, stage: str) -> bool:
+        share = self._config.run.gpus
+        if not share:
+            return False
+        if stage not in self._on_gpu:
+            kind = KINDS.get({"segment": "faces", "codebook": "speech"}.get(stage, stage))
+            needs = make_stage(kind, self._config, None).needs(share) if kind else None
+            self._on_gpu[stage] = needs is not None and needs.gpus > 0
+        return self._on_gpu[stage]
+
+    def _share_out(self) -> None:
+        """What the estimate says of a clip, to the stages that have not begun."""
+        if self._expected:
+            for stage, tally in self.stages.items():
+                clips = self._expected.clips.get(stage)
+                if clips:
+                    tally.expected = self._expected.work[stage] / clips
+
+    def _export(self) -> None:
+        for stage, tally in self.stages.items():
+            metrics.waiting(stage, tally.waiting)
+            metrics.running(stage, len(tally.hand))
+        metrics.workers(sum(len(tally.hand) for tally in self.stages.values()))
+
+    def _show(self) -> None:
+        now = monotonic()
+        if self._quiet or now - self._shown < (DRAW_EVERY if self._screen else LOG_EVERY):
+            return
+        self._shown = now
+        if self._screen:
+            self._screen.draw(self._picture(now))
+        elif self._events:
+            self._tell("progress", **self._progress(now))
+        else:
+            for line in log_lines(self.stages, now - self._begin, self.total_eta(), self._machines.alive()):
+                print(line, file=sys.stderr, flush=True)
+
+    def _picture(self, now: float) -> list[str]:
+        assert self._screen
+        size = self._screen.size()
+        return screen_lines(self.stages, now - self._begin, self.total_eta(), self._machines.alive(), *size)
+
+    def _progress(self, now: float) -> dict[str, Any]:
+        eta, tallies = self.total_eta(), self.stages.values()
+        return {
+            "seconds": round(now - self._begin, 1),
+            "done": round(sum(tally.through() for tally in tallies), 1),
+            "total": sum(tally.total for tally in tallies),
+            "eta": None if eta is None else round(eta, 1),
+            "workers": sum(len(tally.hand) for tally in tallies),
+            "nodes": self._machines.alive(),
+            "stages": {name: tally.tree() for name, tally in self.stages.items()},
+        }
+
+    def _tell(self, event: str, **what: Any) -> None:
+        if self._events and not self._quiet:
+            line = json.dumps({"event": event, "time": stamp(datetime.now(timezone.utc)), **what})
+            print(line, file=sys.stderr, flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._quiet or self._events:
+            return
+        if self._screen:
+            self._screen.clear()
+        print(text, file=sys.stderr, flush=True)
+        if self._screen and self._open:
+            self._screen.draw(self._picture(monotonic()))
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._screen:
+            self._screen.clear()
+        elif kind is None and not self._quiet and not self._events and self.stages:
+            print(last_line(self.stages, monotonic() - self._begin), file=sys.stderr, flush=True)
+
+
+def _refused(result: Any) -> int:
+    """Clips that are not in what came of a task; of a packed shard, all that any stage refused."""
+    if isinstance(result, ColumnRef):
+        return result.refused
+    if isinstance(result, Packed):
+        return len(result.lost)
+    return int(isinstance(result, Scan) and result.refused is not None)
+
+
+def _stage_run(tally: Tally, now: float) -> StageRun:
+    took, active = tally.took, tally.busy(now)
+    clips, refused = int(took["clips"]), int(took["refused"])
+    return StageRun(
+        tasks=tally.tasks,
+        found=tally.tasks_found,
+        clips=clips,
+        refused=refused,
+        seconds=round(took["seconds"], 3),
+        compute=round(took["compute"], 3),
+        setup=round(took["setup"], 3),
+        active=round(active, 3),
+        clips_per_second=round((clips + refused) / active, 4) if active > 0 else None,
+        read=int(took["read"]),
+        written=int(took["written"]),
+        peak=tally.peak,
+        workers=tally.most,
+        hosts=dict(sorted(tally.hosts.items())),
+    )

@@ -1,0 +1,60 @@
+"""What this process uses of its machine, from the operating system alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+GPU_EVERY = 2.0
+"""Seconds that an answer of nvidia-smi is good for: asking takes a process of its own."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of this process: `rss` bytes held in memory now, `peak` the most so far, `cpu` processor seconds of all its
+    threads so far."""
+
+    rss: int
+    cpu: float
+    peak: int
+
+
+def usage() -> Usage:
+    """Memory and processor time of this process."""
+    return Usage(_rss(), time.process_time(), _peak())
+
+
+def gpu_share() -> float | None:
+    """How much of the time the GPU of this process is busy now, by whomever, 0 to 1; None where there is none or
+    nvidia-smi does not say (slices of a GPU have no figure of their own)."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if seen == "" else _ask((seen or "0").split(",")[0], int(time.monotonic() / GPU_EVERY))
+
+
+def _rss() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak()  # all that other systems tell
+
+
+def _peak() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10  # macOS counts bytes, others kilobytes
+
+
+@lru_cache(maxsize=1)
+def _ask(device: str, _moment: int) -> float | None:
+    """Share of time that a GPU is busy, by its number or UUID; asked once per moment."""
+    command = ["nvidia-smi", f"--id={device}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        return float(said.strip()) / 100
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
