@@ -1,0 +1,158 @@
+"""A Ray cluster of several nodes on this machine, whose nodes can be lost.
+
+The head has no processors, so it runs no work, as on a real cluster. Every node is a raylet with its agents and
+workers, under an address of its own in the loopback network, and is found by a mark in its processes' environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tests.seaweed import free_ports
+
+MARK = "F2V_TEST_RUN"
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AUTH_MODE": "disabled",
+    # A lost node is noticed within two seconds.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+STORE_BYTES = 80 << 20
+HEAD = "127.0.0.2"
+"""Ray takes 127.0.0.1 for a word for the machine's address outside; the rest of 127.0.0.0/8 stays what it is."""
+
+
+def marked(mark: str, word: str = "") -> list[int]:
+    """Processes whose environment has the variable MARK begin with `mark`, and whose command line has `word`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = b"\0" + f"{MARK}={mark}".encode() in b"\0" + (folder / "environ").read_bytes()
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if ours and line and word in line and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def end(mark: str) -> None:
+    """SIGKILL to all processes with this mark, and to those that they started meanwhile."""
+    while found := marked(mark):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+class Cluster:
+    """A head without processors, and the nodes that are added; use as a context manager.
+
+    Args:
+        cpus: of each node to begin with.
+        env: further environment of all nodes, and so of their workers.
+
+    Attributes:
+        address: what `run.ray_address` is to be.
+        nodes: names of the nodes that are up, besides the head.
+    """
+
+    def __init__(self, cpus: tuple[int, ...] = (1, 1), env: Mapping[str, str] | None = None) -> None:
+        self._cpus, self._env = cpus, {**os.environ, **SETTINGS, **(env or {})}
+        self._folder = Path(tempfile.mkdtemp(prefix="f2v"))  # short: the path of a socket has room for 107 characters
+        self._mark = self._folder.name
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._count = 0
+        self.address = f"{HEAD}:{free_ports(1)[0]}"
+        self.nodes: list[str] = []
+
+    def __enter__(self) -> Cluster:
+        try:
+            head = ["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"]
+            self._start("head", HEAD, head)
+            self._wait("head")
+            self.add(*self._cpus)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add(self, *cpus: int) -> list[str]:
+        """Start nodes with so many processors and wait until they are up; returns their names."""
+        names = []
+        for count in cpus:
+            self._count += 1
+            names.append(f"node{self._count}")
+            ip = f"127.0.0.{self._count + 2}"
+            self._start(names[-1], ip, [f"--address={self.address}", f"--num-cpus={count}"])
+        for name in names:
+            self._wait(name)
+        self.nodes += names
+        return names
+
+    def processes(self, node: str = "", word: str = "") -> list[int]:
+        """Processes of a node, or of all, whose command line has `word`; workers have `ray::Worker`."""
+        return marked(f"{self._mark}/{node}", word)
+
+    def lose(self, node: str) -> None:
+        """End a node as a power cut does: all its processes, none of which can say anything."""
+        pids = self.processes(node)
+        # Standing still first, none sees another one's end.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        end(f"{self._mark}/{node}\0")
+        self.nodes.remove(node)
+
+    def close(self) -> None:
+        """End all nodes and remove their files."""
+        end(f"{self._mark}/")
+        for process in self._processes.values():
+            process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, name: str, ip: str, options: list[str]) -> None:
+        listen, grpc, metrics, client = free_ports(4)
+        ray = str(Path(sys.executable).parent / "ray")
+        command = [ray, "start", "--block", "--disable-usage-stats", "--log-color=false", f"--node-ip-address={ip}"]
+        command += [f"--object-store-memory={STORE_BYTES}", f"--dashboard-agent-listen-port={listen}"]
+        command += [f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"]
+        command += [f"--ray-client-server-port={client}"] if "--head" in options else []
+        # A folder each: nodes that start at the same time in one give their sockets the same name.
+        command += [f"--temp-dir={self._folder / name}"]
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [*command, *options],
+                env={**self._env, MARK: f"{self._mark}/{name}"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def _wait(self, name: str, seconds: float = 90) -> None:
+        log, last = self._folder / f"{name}.log", time.monotonic() + seconds
+        while "Ray runtime started" not in (said := log.read_text(errors="replace")):
+            if time.monotonic() > last or self._processes[name].poll() is not None:
+                raise RuntimeError(f"ray did not start {name}:\n{said}")
+            time.sleep(0.1)
