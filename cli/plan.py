@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cli.options import add_build_options, build_overrides, duration, selection, size
-from pipeline.words import count
+from cli.options import add_build_options, build_overrides, duration, selection
+from pipeline.words import count, size
 
 if TYPE_CHECKING:
     from pipeline.estimate import Estimate
@@ -28,11 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipeline.build import plan_build
     from pipeline.estimate import estimate, to_pack
+    from pipeline.run_record import last_run
     from pipeline.survey import Wanted, cut_words, survey
 
     there = survey(args.source, args.dataset, Wanted(args.config, tuple(build_overrides(args))))
     plan = plan_build(there, selection(args))
-    cost = estimate(plan, there.shards, there.manifest, there.config)
+    cost = estimate(plan, there.shards, there.manifest, there.config, last_run(there.dataset))
     packs = to_pack(plan)
     unpublished = any(not gap.checkpoint.url for gap in plan.missing)
     refused = int(unpublished or (bool(there.gone) and not args.drop_missing))
@@ -94,6 +95,8 @@ def _print_cost(cost: Estimate) -> None:
             f"estimate from the columns that are there: {duration(cost.seconds)} on {cost.cpus} processors, "
             f"{size(cost.columns)} of columns, {size(cost.packed)} of packed shards"
         )
+    if cost.cost is not None:
+        print(f"cost: {cost.cost:.2f}, by run.prices and the machine hours that such work took in the last build")
     if cost.unknown:
         print(f"no timings in this dataset yet for {', '.join(cost.unknown)}")
 

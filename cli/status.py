@@ -1,21 +1,28 @@
 """Show what a dataset holds: clips, hours and bytes per split, and quarantine by reason; for recordings cut into clips,
-what was left out. Media and columns are not read."""
+what was left out. Media and columns are not read. With --runs: its builds, what they took and cost."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
-from cli.options import size
-from pipeline.words import count
+from cli.options import duration
+from pipeline.words import count, size
+
+if TYPE_CHECKING:
+    from pipeline.run_record import RunRecord
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset")
+    parser.add_argument("--runs", action="store_true", help="list the builds that were made")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.runs:
+        return _runs(args)
     from pipeline.status import status
 
     found = status(args.dataset)
@@ -50,3 +57,32 @@ def run(args: argparse.Namespace) -> int:
     for reason, seconds in found.left_out.items():
         print(f"  {seconds:>10.1f}  s {reason}")
     return 0
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from pipeline.run_record import list_runs
+    from shards.dataset import Dataset
+
+    runs = list_runs(Dataset(args.dataset))
+    if args.json:
+        print(json.dumps({name: record.model_dump(mode="json") for name, record in runs.items()}))
+        return 0
+    if not runs:
+        print(f"{args.dataset}: no build has left a record")
+        return 0
+    print(f"{'began (UTC)':<17}{'ended':<9}{'took':>10}{'work':>10}{'clips':>9}{'refused':>9}{'lost':>6}{'cost':>10}")
+    for record in runs.values():
+        print(_run_line(record))
+    return 0
+
+
+def _run_line(record: RunRecord) -> str:
+    stages = record.stages.values()
+    clips = max((stage.clips + stage.refused for stage in stages), default=0)
+    refused = sum(stage.refused for stage in stages)
+    lost = sum(lost.workers for lost in record.lost.values())
+    cost = "-" if record.cost is None else f"{record.cost:.2f}"
+    return (
+        f"{record.begin[:16].replace('T', ' '):<17}{record.outcome:<9}{duration(record.seconds):>10}"
+        f"{duration(record.work):>10}{clips:>9}{refused:>9}{lost:>6}{cost:>10}"
+    )

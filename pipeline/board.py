@@ -27,7 +27,6 @@ from pipeline.run_record import (
     Outcome,
     PoisonClip,
     RunRecord,
-    StageRun,
     money,
     stamp,
     versions,
@@ -35,7 +34,7 @@ from pipeline.run_record import (
 )
 from pipeline.screen import Screen, can_redraw
 from pipeline.stage import Reason
-from pipeline.tally import Tally
+from pipeline.tally import Tally, seconds_left
 from shards.dataset import Dataset
 from shards.manifest import ColumnRef
 from shards.progress import LOG_EVERY
@@ -178,17 +177,15 @@ class Board:
         return name
 
     def total_eta(self) -> float | None:
-        """Seconds until all known work is through: worker seconds left over the workers that are at it, separately for
-        those with and without a GPU, of which the slower counts. None where a stage has never been timed."""
+        """Seconds until all known work is through: that of workers with a GPU or of those without, whichever takes
+        longer. None where a stage has never been timed."""
         now, longest = monotonic(), 0.0
         for on_gpu in {self._needs_gpu(name) for name in self.stages}:
             group = [tally for name, tally in self.stages.items() if self._needs_gpu(name) == on_gpu]
-            left = [tally.work_left(now) for tally in group]
-            known = [seconds for seconds in left if seconds is not None]
-            if len(known) < len(left):
+            left = seconds_left(group, now)
+            if left is None:
                 return None
-            at_it = sum(len(tally.hand) for tally in group) or max((tally.most for tally in group), default=0) or 1
-            longest = max(longest, sum(known) / at_it)
+            longest = max(longest, left)
         return longest
 
     def _run(self, outcome: Outcome, message: str, now: float) -> RunRecord:
@@ -197,7 +194,7 @@ class Board:
         cost, unpriced = money(hours, prices)
         begin = self._expected
         expected = begin and Expected(seconds=begin.seconds, work=begin.work, unknown=begin.unknown, cost=begin.cost)
-        stages = {name: _stage_run(tally, now) for name, tally in self.stages.items()}
+        stages = {name: tally.run(now) for name, tally in self.stages.items()}
         return RunRecord(
             outcome=outcome,
             message=message,
@@ -311,24 +308,3 @@ def _refused(result: Any) -> int:
     if isinstance(result, Packed):
         return len(result.lost)
     return int(isinstance(result, Scan) and result.refused is not None)
-
-
-def _stage_run(tally: Tally, now: float) -> StageRun:
-    took, active = tally.took, tally.busy(now)
-    clips, refused = int(took["clips"]), int(took["refused"])
-    return StageRun(
-        tasks=tally.tasks,
-        found=tally.tasks_found,
-        clips=clips,
-        refused=refused,
-        seconds=round(took["seconds"], 3),
-        compute=round(took["compute"], 3),
-        setup=round(took["setup"], 3),
-        active=round(active, 3),
-        clips_per_second=round((clips + refused) / active, 4) if active > 0 else None,
-        read=int(took["read"]),
-        written=int(took["written"]),
-        peak=tally.peak,
-        workers=tally.most,
-        hosts=dict(sorted(tally.hosts.items())),
-    )

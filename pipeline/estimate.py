@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.codebook import SAMPLED
 from pipeline.config import BuildConfig
 from pipeline.plan import Cell, Plan
+from pipeline.run_record import RunRecord, money
 from pipeline.stage import Clip
 from shards.manifest import ColumnRef, Manifest
 from shards.schema import LIP_SIZE, MEL_PER_FRAME
@@ -40,9 +41,19 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, shards: Mapping[str, Sequence[Clip]], manifest: Manifest | None, config: BuildConfig
+    plan: Plan,
+    shards: Mapping[str, Sequence[Clip]],
+    manifest: Manifest | None,
+    config: BuildConfig,
+    last: RunRecord | None = None,
 ) -> Estimate:
-    """Scale what each stage took per clip to the clips that the plan runs."""
+    """Scale what each stage took per clip to the clips that the plan runs.
+
+    Args:
+        last: record of the dataset's last build. What the machines of that build cost at today's prices, per second of
+            work that they did, is what a second of this plan's work costs; on a cluster, the plan is thought to run on
+            as many processors as there were then.
+    """
     work: dict[str, float] = {}
     counts: dict[str, int] = {}
     columns, packed = 0.0, 0.0
@@ -79,10 +90,14 @@ def estimate(
     elif clips:
         unknown.append("pack")
     cpus = config.run.cpus or os.cpu_count() or 1
+    if config.run.ray_address and last and last.seconds:
+        cpus = max(1, round(sum(host.cpus * host.seconds for host in last.hosts) / last.seconds))
+    spent, _ = money(last.node_hours, config.run.prices) if last else (None, [])
+    cost = round(spent / last.work * sum(work.values()), 4) if last and spent is not None else None
     # Workers share all but the fit, which one thread encodes for before the rest can go on.
     alone = work.get("codebook", 0.0)
     seconds = alone + (sum(work.values()) - alone) / cpus
-    return Estimate(seconds, work, round(columns), round(packed), unknown, cpus, counts)
+    return Estimate(seconds, work, round(columns), round(packed), unknown, cpus, counts, cost)
 
 
 def _clips(refs: Sequence[ColumnRef]) -> int:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from shards.config import Config
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.manifest import RUNS
+from shards.manifest import OWN, RUNS
 
 PACKAGES = (
     "faces2voices",
@@ -186,7 +186,7 @@ def list_runs(dataset: Dataset) -> dict[str, RunRecord]:
     Raises:
         UserError: a record is damaged.
     """
-    return {name: _load(dataset, name) for name in sorted(found.name for found in dataset.store.list(RUNS))}
+    return {name: _load(dataset, name) for name in _names(dataset)}
 
 
 def last_run(dataset: Dataset) -> RunRecord | None:
@@ -195,11 +195,15 @@ def last_run(dataset: Dataset) -> RunRecord | None:
     Raises:
         UserError: its record is damaged.
     """
-    for name in sorted((found.name for found in dataset.store.list(RUNS)), reverse=True):
+    for name in reversed(_names(dataset)):
         record = _load(dataset, name)
         if record.outcome == "done" and record.work > 0:
             return record
     return None
+
+
+def _names(dataset: Dataset) -> list[str]:
+    return sorted(found.name for found in dataset.store.list(RUNS) if OWN.fullmatch(found.name))
 
 
 def _load(dataset: Dataset, name: str) -> RunRecord:

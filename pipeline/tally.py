@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.cost import Cost, Look
+from pipeline.run_record import StageRun
 
 WINDOW = 60.0
 """Seconds of the recent past that a rate is taken over."""
@@ -194,6 +196,27 @@ class Tally:
             "rss": sum(task.rss for task in self.hand.values()),
         }
 
+    def run(self, now: float) -> StageRun:
+        """For the run record."""
+        took, active = self.took, self.busy(now)
+        clips, refused = int(took["clips"]), int(took["refused"])
+        return StageRun(
+            tasks=self.tasks,
+            found=self.tasks_found,
+            clips=clips,
+            refused=refused,
+            seconds=round(took["seconds"], 3),
+            compute=round(took["compute"], 3),
+            setup=round(took["setup"], 3),
+            active=round(active, 3),
+            clips_per_second=round((clips + refused) / active, 4) if active > 0 else None,
+            read=int(took["read"]),
+            written=int(took["written"]),
+            peak=self.peak,
+            workers=self.most,
+            hosts=dict(sorted(self.hosts.items())),
+        )
+
     def _put_down(self, shard: str, now: float) -> InHand | None:
         task = self.hand.pop(shard, None)
         if task is None:
@@ -208,3 +231,16 @@ class Tally:
         self._samples.append((now, self._worked))
         while len(self._samples) > 2 and self._samples[1][0] <= now - WINDOW:
             self._samples.popleft()
+
+
+def seconds_left(stages: Sequence[Tally], now: float) -> float | None:
+    """Seconds until stages that share their workers are through: worker seconds left over the workers at it. None
+    where one of the stages has never been timed."""
+    total = 0.0
+    for tally in stages:
+        left = tally.work_left(now)
+        if left is None:
+            return None
+        total += left
+    at_it = sum(len(tally.hand) for tally in stages) or max((tally.most for tally in stages), default=0)
+    return total / max(1, at_it)
