@@ -75,6 +75,7 @@ class Board:
         self._lost_seconds: dict[str, float] = {}
         self._poison: list[PoisonClip] = []
         self._expected: Estimate | None = None
+        self._outcome: Outcome = "done"
         self._on_gpu: dict[str, bool] = {}
 
     def begin(self, tasks: Sequence[Work], clips: Mapping[str, int]) -> None:
@@ -164,7 +165,7 @@ class Board:
             Object name of the record. Where the dataset cannot be written to, that is a note and no error: what ended
             the build is the thing to say.
         """
-        now = monotonic()
+        now, self._outcome = monotonic(), outcome
         if not self._lost and not any(tally.tasks or tally.hand for tally in self.stages.values()):
             return None
         try:
@@ -235,9 +236,9 @@ class Board:
         """What the estimate says of a clip, to the stages that have not begun."""
         if self._expected:
             for stage, tally in self.stages.items():
-                clips = self._expected.clips.get(stage)
-                if clips:
-                    tally.expected = self._expected.work[stage] / clips
+                work = self._expected.work.get(stage)
+                if work is not None:
+                    tally.expected = work / max(1, self._expected.clips.get(stage, tally.total))
 
     def _export(self) -> None:
         for stage, tally in self.stages.items():
@@ -297,7 +298,7 @@ class Board:
     ) -> None:
         if self._screen:
             self._screen.clear()
-        elif kind is None and not self._quiet and not self._events and self.stages:
+        elif kind is None and self._outcome == "done" and not self._quiet and not self._events and self.stages:
             print(last_line(self.stages, monotonic() - self._begin), file=sys.stderr, flush=True)
 
 

@@ -23,7 +23,7 @@ class Estimate:
     Attributes:
         seconds: wall clock, for the processors that the settings give.
         work: worker seconds per stage, of `pack`, and of `codebook`, the encoding that a fit of centroids takes.
-        clips: that each of them is to work on.
+        clips: that each of the stages and `pack` is to work on.
         columns, packed: bytes to be written.
         unknown: stages that never ran in this dataset, which the figures leave out.
         cpus: processors assumed.
@@ -77,7 +77,6 @@ def estimate(
         if stage == "speech" and unfitted and manifest:
             sampled = min(sum(len(shards[shard]) for shard in unfitted), _fit_clips(manifest, config))
             work["codebook"] = sampled * _seconds(ran)
-            counts["codebook"] = round(sampled)
     again = to_pack(plan)
     clips = sum(len(shards[shard]) for shard in again)
     packs = list(manifest.packs.values()) if manifest else []

@@ -157,8 +157,8 @@ class Tally:
         left = self.total - self.through()
         if left <= 0:
             return 0.0
-        clips = self.done - self.found + sum(task.clips * task.share for task in self.hand.values())
-        if clips < 1:
+        clips = self.through() - self.found
+        if clips < min(1.0, 0.1 * self.total):
             return None if self.expected is None else left * self.expected
         return left * (self.took["seconds"] + sum(now - task.since for task in self.hand.values())) / clips
 

@@ -36,17 +36,17 @@ def gpu_share() -> float | None:
     return None if seen == "" else _ask((seen or "0").split(",")[0], int(time.monotonic() / GPU_EVERY))
 
 
-def _rss() -> int:
+def _memory() -> tuple[int, int]:
+    """Bytes now, and the most so far."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            return int(stream.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return _peak()  # all that other systems tell
-
-
-def _peak() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10  # macOS counts bytes, others kilobytes
+        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
+            lines = dict(line.split(":", 1) for line in stream)
+        return int(lines["VmRSS"].split()[0]) << 10, int(lines["VmHWM"].split()[0]) << 10
+    except (OSError, KeyError):
+        # Other systems tell the most alone; macOS counts bytes, the BSDs kilobytes.
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = most if sys.platform == "darwin" else most << 10
+        return peak, peak
 
 
 @lru_cache(maxsize=1)
