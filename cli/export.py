@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cli.options import size
-from pipeline.words import count
+from pipeline.words import count, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

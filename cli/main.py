@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "what a build would do, why, and its cost",
     "status": "what a dataset holds",
     "quarantine": "clips that are not in the shards, and why",
+    "report": "a page to look at a dataset",
+    "inspect": "one clip of a dataset",
     "verify": "check a dataset",
     "gc": "objects that are no longer needed",
     "export": "plain tars with chosen fields",

@@ -85,10 +85,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def size(count: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+def check_page(path: Path) -> None:
+    """Raises UserError: a page cannot be written there."""
+    from shards.errors import UserError
+
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{path}: the page must end in .html")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder")

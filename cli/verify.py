@@ -6,8 +6,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from cli.options import printable, size
-from pipeline.words import count
+from cli.options import printable
+from pipeline.words import count, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from cli.options import size
+from pipeline.words import size
 from shards.storage import is_remote
 
 

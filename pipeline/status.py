@@ -61,14 +61,17 @@ class Status:
         return asdict(self)
 
 
-def status(uri: str) -> Status:
+def status(uri: str, manifest: Manifest | None = None) -> Status:
     """Read the counts of the dataset at `uri`.
+
+    Args:
+        manifest: the state that is meant; None: the current one.
 
     Raises:
         UserError: no dataset there, or one of another schema; what was found in a recording is damaged.
     """
     dataset = Dataset(uri)
-    manifest = dataset.manifest()
+    manifest = manifest or dataset.manifest()
     segmented = manifest.config.get("segment", {}).get("enabled", False)
     scans: list[Scan] = []
     if segmented:

@@ -43,8 +43,7 @@ class Panels:
         """Top of a new panel, named at its left."""
         top = self._top
         self._bottom, self._top = top + height, top + height + _GAP
-        if unit:
-            self._parts.append(label(9, top + height / 2, unit, "middle", turned=True))
+        self._parts.append(label(9, top + height / 2, unit, "middle", turned=True))
         return top
 
     def _box(self, kind: str, top: float, height: float) -> None:
@@ -52,13 +51,15 @@ class Panels:
             f'<rect class="{kind}" x="{LEFT}" y="{top:g}" width="{WIDTH - LEFT - RIGHT}" height="{height:g}"/>'
         )
 
-    def image(self, png: bytes, seconds: float, height: float, unit: str = "") -> float:
-        """A picture whose width is `seconds`; returns its top."""
+    def image(self, png: bytes, seconds: float, height: float, unit: str, exact: bool = False) -> float:
+        """A picture whose width is `seconds`, with sharp pixels where `exact`; returns its top."""
         top = self._place(height, unit)
         self._box("pit", top, height)
+        kind = "exact" if exact else "smooth"
         across = min(self.x(seconds) - LEFT, WIDTH - LEFT - RIGHT)
         self._parts.append(
-            f'<image x="{LEFT}" y="{top:g}" width="{across:.2f}" height="{height:g}" preserveAspectRatio="none" '
+            f'<image class="{kind}" x="{LEFT}" y="{top:g}" width="{across:.2f}" '
+            f'height="{height:g}" preserveAspectRatio="none" '
             f'href="{data_uri(png, "image/png")}"/>'
         )
         return top
