@@ -26,7 +26,8 @@ class Usage:
 
 def usage() -> Usage:
     """Memory and processor time of this process."""
-    return Usage(_rss(), time.process_time(), _peak())
+    rss, peak = _memory()
+    return Usage(rss, time.process_time(), peak)
 
 
 def gpu_share() -> float | None:
