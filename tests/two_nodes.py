@@ -113,6 +113,14 @@ class Cluster:
         """Processes of a node, or of all, whose command line has `word`; workers have `ray::Worker`."""
         return marked(f"{self._mark}/{node}", word)
 
+    def kill_worker(self) -> bool:
+        """SIGKILL to one worker, if there is one to one that works; False where there is none."""
+        found = self.processes(word="ray::Worker.run") or self.processes(word="ray::Worker")
+        for pid in found[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
     def lose(self, node: str) -> None:
         """End a node as a power cut does: all its processes, none of which can say anything."""
         pids = self.processes(node)

@@ -6,11 +6,13 @@ file, read when the module of a stage is imported:
     {"faults": [{"stage": "energy", "key": "train/s1/bbaf2n", "what": "segfault"}], "trivial": false}
 
 A fault may have `once`: a path; the fault happens to whoever creates that file, and never again. `what` is one of
-`FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros, without any network.
+`FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros, without any network. With `first`, a
+path, the first clip that comes out of a stage anywhere leaves the time there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -70,7 +72,7 @@ def memory(fault: dict[str, Any]) -> None:
     """Memory that grows to `gb` (default 2) within seconds, and stays."""
     import time
 
-    held = []
+    held: list[bytes] = []
     while True:
         if len(held) < 16 * fault.get("gb", 2):
             held.append(b"\1" * (64 << 20))
@@ -174,6 +176,24 @@ def make_trivial(kind: Any) -> None:
     kind.weights = lambda stage: ()
 
 
+def note_first(kind: Any, path: str) -> None:
+    """Write Unix time to `path` when the first clip has come out, unless another stage was faster."""
+    process = kind.process
+
+    def noted(stage: Any, items: Iterable[Any]) -> Iterator[Any]:
+        import time
+
+        results = iter(process(stage, items))
+        for result in results:
+            with contextlib.suppress(FileExistsError), open(path, "x") as file:
+                file.write(str(time.time()))
+            yield result
+            break
+        yield from results
+
+    kind.process = noted
+
+
 def change(module: ModuleType, plan: dict[str, Any]) -> None:
     """Change the stage that a module defines."""
     name = module.__name__.removeprefix(STAGES)
@@ -184,6 +204,8 @@ def change(module: ModuleType, plan: dict[str, Any]) -> None:
             faults = [fault for fault in plan.get("faults", ()) if fault["stage"] == name]
             if faults:
                 poison(kind, faults)
+            if "first" in plan:
+                note_first(kind, plan["first"])
 
 
 class Finder(importlib.abc.MetaPathFinder):
