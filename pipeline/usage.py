@@ -40,10 +40,11 @@ def gpu_share() -> float | None:
 def _memory() -> tuple[int, int]:
     """Bytes now, and the most so far."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
-            lines = dict(line.split(":", 1) for line in stream)
-        return int(lines["VmRSS"].split()[0]) << 10, int(lines["VmHWM"].split()[0]) << 10
-    except (OSError, KeyError):
+        with open("/proc/self/status", "rb", buffering=0) as stream:
+            said = stream.read(1 << 13)
+        rss, peak = (int(said[said.index(name) + len(name) :].split(maxsplit=1)[0]) for name in (b"VmRSS:", b"VmHWM:"))
+        return rss << 10, peak << 10
+    except (OSError, ValueError):
         # Other systems tell the most alone; macOS counts bytes, the BSDs kilobytes.
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak = most if sys.platform == "darwin" else most << 10
