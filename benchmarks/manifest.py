@@ -20,7 +20,8 @@ import numpy as np
 
 import pipeline.build
 from pipeline.build import Summary, build, plan_build
-from pipeline.columns import Task, build_column, load_column
+from pipeline.columns import Task, load_column
+from pipeline.run_stage import build_column
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key
 from pipeline.pack import PackTask, load_packed, pack_shard

@@ -9,14 +9,14 @@ from typing import Any
 from model.speech_record import Failure, Task
 from model.synthesize import Job, Speaker, Speech
 from pipeline.config import RunConfig
-from pipeline.runner import actor_options, check_room, ray_session
+from pipeline.session import actor_options, check_room, ray_session
 from pipeline.stage import Resources
 from pipeline.worker import pin_threads
 from shards.config import load_config
 from shards.errors import UserError
 from shards.signals import check_signals
 
-import ray  # isort: skip  # after pipeline.runner, which sets its environment
+import ray  # isort: skip  # after pipeline.session, which sets its environment
 import ray.exceptions  # isort: skip
 
 ATTEMPTS = 2

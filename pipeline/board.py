@@ -45,6 +45,14 @@ if TYPE_CHECKING:
 
 DRAW_EVERY = 0.2
 """Seconds between two pictures on a terminal, at least."""
+ENDS = {
+    "node": "is gone",
+    "crash": "crashed",
+    "hang": "hung",
+    "memory": "ran out of memory",
+    "killed": "was killed",
+}
+"""How workers end, in words."""
 
 
 class Board:
@@ -134,9 +142,8 @@ class Board:
         self._lost_seconds[why] = self._lost_seconds.get(why, 0.0) + seconds
         metrics.lost(why)
         self._tell("lost", stage=task.stage, shard=task.shard, why=why, seconds=round(seconds, 1), host=host)
-        words = {"node": f"{host or 'a machine'} is gone", "killed": "worker killed", "hang": "worker hung"}
-        text = words.get(why, f"worker lost ({why})")
-        self._say(f"{text}: {task.stage} {task.shard} begins again, {seconds:.0f} s of work lost")
+        who = f"machine {host}" if why == "node" else f"a worker on {host}"
+        self._say(f"{who} {ENDS.get(why, why)}: {task.stage} {task.shard} begins again, {seconds:.0f} s of work lost")
         self._export()
 
     def poison(self, task: Work, key: str, reason: Reason, message: str) -> None:

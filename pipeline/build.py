@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.codebook import fit, keep_given
-from pipeline.columns import load_column
+from pipeline.codebook import FitTask, keep_given
+from pipeline.columns import Task, load_column
 from pipeline.commit import commit_build, commit_clips
 from pipeline.config import BuildConfig
 from pipeline.digests import Known, known_digests
+from pipeline.estimate import estimate
 from pipeline.fingerprint import recipe_key
 from pipeline.pack import PackTask
 from pipeline.plan import Plan
@@ -21,7 +22,8 @@ from pipeline.selection import Selection, refuse_waiting
 from pipeline.stage import Reason
 from pipeline.survey import Survey, Wanted, cut_words, survey
 from pipeline.words import count
-from pipeline.work import Crew
+from pipeline.work import Crew, Site
+from pipeline.worker import Work
 from shards.errors import UserError
 from shards.manifest import Codebook, Manifest, Recipe
 from shards.schema import VIDEO_RATE
@@ -66,6 +68,7 @@ def build(
     wanted: BuildConfig | Wanted,
     selection: Selection | None = None,
     drop_missing: bool = False,
+    events: bool = False,
 ) -> Summary:
     """Build or complete the dataset at `uri`, or the selected part of it.
 
@@ -75,6 +78,7 @@ def build(
         source: where the clips are; None for where the dataset's last build found them.
         wanted: settings, whole or as the user gives them.
         drop_missing: take clips out of the dataset that the source no longer has.
+        events: show what happens as JSON lines.
 
     Raises:
         UserError: unusable source, a dataset of another profile or schema, clips that are gone from the source, a task
@@ -83,22 +87,23 @@ def build(
     selection = selection or Selection()
     known: Known = {}
     scans: dict[str, Scan] = {}
-    for _ in range(ROUNDS):
-        there = survey(source, uri, wanted, known, scans)
-        _refuse_losses(there, selection, drop_missing)
-        _refuse_waiting(there, selection)
-        if there.scans:
-            # Shards are not known yet; and what was found in recordings goes by the detector's digest.
-            if supply(there, replace(selection, shards=None)).fetched:
+    with Site(uri, events) as site:
+        for _ in range(ROUNDS):
+            there = survey(source, uri, wanted, known, scans, site)
+            _refuse_losses(there, selection, drop_missing)
+            _refuse_waiting(there, selection)
+            if there.scans:
+                # Shards are not known yet; and what was found in recordings goes by the detector's digest.
+                if supply(there, replace(selection, shards=None)).fetched:
+                    continue
+                known = {**known, **known_digests(there.recordings)}
+                scans |= _scan(there, site)
                 continue
-            known = {**known, **known_digests(there.recordings)}
-            scans |= _scan(there)
-            continue
-        try:
-            recipes = supply(there, selection, _again(there, selection)[0])
-            return _build(commit_clips(there), recipes, selection, len(scans))
-        except Conflict:
-            continue
+            try:
+                recipes = supply(there, selection, _again(there, selection)[0])
+                return _build(commit_clips(there), recipes, selection, len(scans), site)
+            except Conflict:
+                continue
     raise UserError(f"{uri}: other builds keep committing to this dataset; what is done is kept, build again")
 
 
@@ -115,57 +120,67 @@ def plan_build(there: Survey, selection: Selection) -> Plan:
     return replace(plan, missing=tuple(missing_networks(there, recipes, plan, selection)))
 
 
-def _scan(there: Survey) -> dict[str, Scan]:
+def _scan(there: Survey, site: Site) -> dict[str, Scan]:
     """What is in the recordings that nobody looked through yet, by task."""
-    recordings = {name: [recording] for name, (_, recording) in there.scans.items()}
-    with Crew(there.dataset, there.config, recordings) as crew:
-        crew.run([task for task, _ in there.scans.values()], None)
+    crew = Crew(site, there.config, {name: [recording] for name, (_, recording) in there.scans.items()})
+    crew.run([task for task, _ in there.scans.values()], None)
     return crew.scans
 
 
-def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int) -> Summary:
+def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int, site: Site) -> Summary:
     dataset, manifest, config = there.dataset, there.manifest, there.config
     again, notes = _again(there, selection)
-    with Crew(dataset, config, there.shards) as crew:
-        if recipes.known["speech"] is None and "speech" in selection.stages():
-            crew.start()  # what the machine lacks is said before the fit
-            book = _fit(there, recipes, crew)
-            if book:
-                recipes = stage_recipes(there, book)
-            else:
-                # Without sound there is no clip that units could be made for: all are refused by the audio stage.
-                recipes = replace(recipes, known={name: recipe for name, recipe in recipes.known.items() if recipe})
+    plan = plan_with(there, recipes, selection, again)
+    crew = Crew(site, config, there.shards)
+    if any(row for row in plan.cells.values()):
+        site.board(config).expect(estimate(plan, there.shards, manifest, config))
+
+    def follow(book: Codebook | None) -> tuple[list[Work], str | None]:
+        nonlocal recipes, plan
+        # Without sound there is no clip that units could be made for: all are refused by the audio stage.
+        known: dict[str, Recipe | None] = {name: recipe for name, recipe in recipes.known.items() if recipe}
+        recipes = stage_recipes(there, book) if book else replace(recipes, known=known)
         plan = plan_with(there, recipes, selection, again)
-        packs = [
-            PackTask(
-                shard=shard,
-                inputs=pack.inputs,
-                reads=pack.marks,
-                recipes={stage: _recipe_key(plan, recipes.known, stage, shard) for stage in pack.marks},
-                behind=pack.behind,
-                fields=tuple(name for name in config.pack.fields if name != "meta"),
-                raw=config.pack.raw,
-            )
-            for shard, pack in plan.packs.items()
-            if pack.run
-        ]
-        tasks = plan.tasks()
-        crew.run([*tasks, *packs], recipes.book.name if recipes.book else None)
+        return [*plan.tasks(), *_packs(there, recipes, plan)], book.name if book else None
+
+    if recipes.known["speech"] is None and "speech" in selection.stages():
+        sound, fit = _fit(there, recipes)
+        crew.run([*sound, fit, *plan.tasks()], None, follow)
+    else:
+        tasks: list[Work] = [*plan.tasks(), *_packs(there, recipes, plan)]
+        crew.run(tasks, recipes.book.name if recipes.book else None)
     given = keep_given(dataset, config.speech) if "speech" in selection.stages() else None
     book = given or recipes.book or (manifest.codebook if manifest else None)
     after, changed = commit_build(there, plan, recipes.known, crew.columns, crew.packed, book)
     kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())
-    return _summary(there, after, plan, crew, scanned, kept + len(tasks), changed, notes)
+    return _summary(there, after, plan, crew, scanned, kept + len(plan.tasks()), changed, notes)
 
 
-def _fit(there: Survey, recipes: Recipes, crew: Crew) -> Codebook | None:
-    """Centroids of the whole dataset's sound, whatever was selected: their bytes must not depend on that."""
+def _packs(there: Survey, recipes: Recipes, plan: Plan) -> list[PackTask]:
+    packing = there.config.pack
+    return [
+        PackTask(
+            shard=shard,
+            inputs=pack.inputs,
+            reads=pack.marks,
+            recipes={stage: _recipe_key(plan, recipes.known, stage, shard) for stage in pack.marks},
+            behind=pack.behind,
+            fields=tuple(name for name in packing.fields if name != "meta"),
+            raw=packing.raw,
+        )
+        for shard, pack in plan.packs.items()
+        if pack.run
+    ]
+
+
+def _fit(there: Survey, recipes: Recipes) -> tuple[list[Task], FitTask]:
+    """The fit of centroids, and what it needs: the whole dataset's sound, whatever was selected, since their bytes must
+    not depend on that."""
     sound = {"audio": recipes.known["audio"], "speech": None}
     plan = plan_with(there, replace(recipes, known=sound), Selection())
-    crew.run(plan.tasks(), None)
     marks = {shard: cell.mark for shard, cell in plan.cells["audio"].items() if cell.mark}
     kept = {shard: cell.reuse for shard, cell in plan.cells["speech"].items() if cell.reuse}
-    return fit(there.dataset, marks, there.config, kept)
+    return plan.tasks(), FitTask(marks=marks, kept=kept)
 
 
 def _recipe_key(plan: Plan, recipes: Mapping[str, Recipe | None], stage: str, shard: str) -> str:
@@ -247,9 +262,9 @@ def _summary(
         quarantined.update(pack.refused)
     if quarantined and not any(pack.clips for pack in manifest.packs.values()):
         notes.append("no clip is usable: `f2v quarantine` says why")
-    if quarantined[Reason.FAULT.value]:
-        faults = count(quarantined[Reason.FAULT.value], "clip")
-        notes.append(f"{faults} failed by a fault of machine or code; --requeue fault tries again")
+    for reason in (reason.value for reason in Reason if reason.retriable and quarantined[reason.value]):
+        faults = count(quarantined[reason], "clip")
+        notes.append(f"{faults} failed by a fault of machine or code; --requeue {reason} tries again")
     packs = manifest.packs
     return Summary(
         dataset=there.dataset.uri,

@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +26,31 @@ from pipeline.stages.audio import Audio
 from pipeline.stages.speech import Speech, SpeechConfig
 from pipeline.units import describe_codebook, fit_codebook, load_codebook, sample_features, save_codebook
 from shards.codec import decode
+from shards.config import Config
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.local_store import local_copy
 from shards.manifest import Codebook, Manifest, split_of
 from shards.mel import from_pcm
-from shards.progress import Progress
 from shards.schema import FIELDS, MEL_PER_FRAME
 from shards.storage import Conflict
 
 SAMPLED = 4
 """Sound that is encoded for a fit, as a multiple of the frames that it takes."""
+
+
+class FitTask(Config):
+    """A fit of centroids.
+
+    Attributes:
+        marks: shard -> fingerprint of its `audio` column.
+        kept: shard -> fingerprint of a `speech` column with the features of that sound; the encoder runs for the rest.
+    """
+
+    marks: dict[str, str]
+    kept: dict[str, str]
+    stage: Literal["codebook"] = "codebook"
+    shard: Literal["all"] = "all"
 
 
 def fit_key(config: BuildConfig, manifest: Manifest | None = None) -> str:
@@ -116,60 +130,62 @@ def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildCo
     return book
 
 
-def fit(
-    dataset: Dataset, marks: Mapping[str, str], config: BuildConfig, kept: Mapping[str, str] | None = None
-) -> Codebook | None:
+def fit(dataset: Dataset, task: FitTask, config: BuildConfig, beat: Callable[[], None]) -> tuple[Codebook | None, str]:
     """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
-    build that was stopped did so; None without any sound.
+    build that was stopped did so; None without any sound. Beside it, a line on the fit; empty where there was none.
 
     Args:
-        marks: shard -> fingerprint of its `audio` column.
-        kept: shard -> fingerprint of a `speech` column with the features of that sound; the encoder runs for the rest.
+        beat: is called for each clip.
 
     Raises:
         UserError: fewer frames of sound than clusters.
     """
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = list(pool.map(lambda item: load_column(dataset, "audio", *item), marks.items()))
+        found = list(pool.map(lambda item: load_column(dataset, "audio", *item), task.marks.items()))
     usable = [column for column in found if column and column.clips]
     columns = [column for column in usable if split_of(column.task.shard) == "train"] or usable
     if not columns:
-        return None
-    key = fit_key(config)
+        return None, ""
+    key, note = fit_key(config), ""
     inputs = hashlib.sha256("".join([key, *(column.sha256 for column in columns)]).encode()).hexdigest()[:16]
     name = f"codebooks/units-{inputs}.npy"
     if not dataset.store.exists(name):
+        data, note = _fit(dataset, columns, config, task.kept, beat)
         # Another build may fit the same at the same time, on another kind of processor: the first one counts.
         with contextlib.suppress(Conflict):
-            dataset.store.swap(name, _fit(dataset, columns, config, kept or {}), None)
+            dataset.store.swap(name, data, None)
     data = dataset.store.read(name)
-    return Codebook(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), fit=key)
+    return Codebook(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), fit=key), note
 
 
-def _fit(dataset: Dataset, columns: Sequence[Column], config: BuildConfig, kept: Mapping[str, str]) -> bytes:
-    """Centroids as npy."""
+def _fit(
+    dataset: Dataset,
+    columns: Sequence[Column],
+    config: BuildConfig,
+    kept: Mapping[str, str],
+    beat: Callable[[], None],
+) -> tuple[bytes, str]:
+    """Centroids as npy, and how they fit."""
     speech = config.speech
     clips = _sample([(column, key) for column in columns for key in column.clips], SAMPLED * speech.fit_frames)
     shards = {column.task.shard for column, _ in clips}
     found = {shard: load_column(dataset, "speech", shard, mark) for shard, mark in kept.items() if shard in shards}
     stored = {shard: column for shard, column in found.items() if column}
-    with Progress("fit units", len(clips), "clips") as progress:
 
-        def counted() -> Iterator[Floats]:
-            for values in _features(dataset, clips, stored, config):
-                yield values.astype(np.float16).astype(np.float32)
-                progress.advance()
+    def rounded() -> Iterator[Floats]:
+        for values in _features(dataset, clips, stored, config):
+            beat()
+            yield values.astype(np.float16).astype(np.float32)
 
-        features = sample_features(counted(), speech.fit_frames, speech.seed)
-        centroids = fit_codebook(features, speech.clusters, speech.seed, speech.reassignment)
-        report = describe_codebook(features, centroids)
-        progress.note(
-            f"units: {report.clusters} clusters on {report.frames} frames, mean squared distance {report.inertia:.3g} "
-            f"of {report.variance:.3g}, {report.dead} dead, perplexity {report.perplexity:.1f}"
-        )
+    features = sample_features(rounded(), speech.fit_frames, speech.seed)
+    centroids = fit_codebook(features, speech.clusters, speech.seed, speech.reassignment)
+    report = describe_codebook(features, centroids)
     buffer = io.BytesIO()
     save_codebook(buffer, centroids)
-    return buffer.getvalue()
+    return buffer.getvalue(), (
+        f"units: {report.clusters} clusters on {report.frames} frames, mean squared distance {report.inertia:.3g} "
+        f"of {report.variance:.3g}, {report.dead} dead, perplexity {report.perplexity:.1f}"
+    )
 
 
 def _features(
@@ -191,7 +207,7 @@ def _features(
     import torch
 
     speech = config.speech
-    # In the process that builds, so by the word of the settings: it sees every GPU that there is.
+    # Only where the settings gave this worker a share of one.
     device = pick_device() if config.run.gpus else torch.device("cpu")
     encoder = make_encoder(speech.encoder, speech.layer, config.run.weights, speech.precision, device)
 

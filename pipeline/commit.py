@@ -12,7 +12,7 @@ from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key
 from pipeline.pack import Packed
 from pipeline.plan import Plan
-from pipeline.stage import Clip, Reason
+from pipeline.stage import Clip
 from pipeline.survey import Survey
 from shards.dataset import ClipRow, Dataset, QuarantineRow
 from shards.errors import UserError
@@ -206,9 +206,7 @@ def _tables(
             if record is not None and clip.key in record.lost:
                 loss = record.lost[clip.key]
                 detail = (loss.stage, loss.reason.value, loss.message, loss.traceback, loss.attempt)
-                refused.append(
-                    QuarantineRow(clip.key, clip.uri, clip.split, shard, *detail, loss.reason is Reason.FAULT)
-                )
+                refused.append(QuarantineRow(clip.key, clip.uri, clip.split, shard, *detail, loss.reason.retriable))
                 clips.append(_row(clip, shard, "quarantined", 0))
             elif record is not None:
                 clips.append(_row(clip, shard, "packed", frames[clip.key]))

@@ -74,7 +74,14 @@ class RunConfig(Config):
         ray_address: address of a running Ray cluster; None starts Ray on this machine.
         cpus: processors to use on this machine when Ray is started here; None takes all.
         object_store_mb: shared memory of a Ray started here (only small records pass through it).
-        retries: how often work that lost its worker is given out again.
+        retries: how often work that lost its worker is given out again; as often a clip is tried alone whose worker
+            died on it. A lost machine does not count.
+        clip_timeout: seconds after which a worker that has not come on with a clip is ended.
+        memory_gb: memory of a worker (1e9 bytes) beyond which it is ended.
+        max_cpus, max_gpus: how far the cluster may grow: workers are asked for up to this, which is what makes an
+            autoscaler start machines. None: what is there.
+        wait_minutes: how long a build waits for a machine where it can go on with nothing else.
+        prices: of an hour of a machine by its kind (`cpu`, `gpu`, `head`, or its Ray label `f2v.node`), in any unit.
         gpus: share of a GPU for each worker of a stage whose network runs in torch; 0 keeps them on processors.
         weights: folder with checkpoints of the `paper` networks; None takes the one that F2V_WEIGHTS names. What is not
             there is looked for in the user's cache, and fetched.
@@ -84,6 +91,12 @@ class RunConfig(Config):
     cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(256, ge=80)
     retries: int = Field(2, ge=0)
+    clip_timeout: float = Field(600.0, gt=0)
+    memory_gb: float = Field(8.0, gt=0)
+    max_cpus: int | None = Field(None, ge=1)
+    max_gpus: float | None = Field(None, gt=0)
+    wait_minutes: float = Field(15.0, ge=0)
+    prices: dict[str, float] = {}
     gpus: float = Field(0.0, ge=0)
     weights: Path | None = None
 

@@ -62,7 +62,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster; `kind` is its Ray label `f2v.node`, else `gpu` or `cpu` by what it has."""
+    """A machine of the cluster; `kind` is its Ray label `f2v.node`, else `gpu` or `cpu` by what it has, `memory` the
+    bytes that its workers share."""
 
     id: str
     host: str
@@ -70,3 +71,4 @@ class Node:
     gpus: float
     kind: str
     alive: bool
+    memory: float = 0.0

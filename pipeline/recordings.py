@@ -155,7 +155,7 @@ def cut_recordings(
             waiting.append(clip)
             continue
         old = held[clip.key, clip.digest]
-        if scan and scan.refused and scan.refused.reason is Reason.FAULT and old:
+        if scan and scan.refused and scan.refused.reason.retriable and old:
             clips += [replace(clip, key=row.key, text=row.text, start=row.start, end=row.end) for row in old]
             kept += 1
             continue

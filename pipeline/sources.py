@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pipeline.digests import Known, with_digests
+from pipeline.digests import Known, Read, with_digests
 from pipeline.stage import Clip
 from pipeline.tree import MEDIA, Tree
 from shards.config import Config
@@ -57,7 +57,7 @@ class Source:
     notes: list[str]
 
 
-def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> Source:
+def list_clips(uri: str, config: SourceConfig, known: Known | None = None, read: Read | None = None) -> Source:
     """List the clips of a source, with the sha256 of each media file, ordered by key.
 
     Layouts:
@@ -73,6 +73,7 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     Args:
         uri: a folder or table, on disk or in a bucket.
         known: digests of media that need not be read again.
+        read: reads the other media; None for this process.
 
     Raises:
         UserError: the source is missing or empty, a list or table is malformed, or two clips share a key.
@@ -96,7 +97,7 @@ def list_clips(uri: str, config: SourceConfig, known: Known | None = None) -> So
     refuse_duplicates(clips)
     clips.sort(key=lambda clip: clip.key)
     objects = {tree.uri(name): found for name, found in tree.objects.items()}
-    return Source(with_digests(clips, objects, known or {}), layout, notes)
+    return Source(with_digests(clips, objects, known or {}, read), layout, notes)
 
 
 def safe_key(name: str) -> str:

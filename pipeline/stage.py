@@ -45,6 +45,17 @@ class Reason(str, Enum):
     """The sound is further from the picture than the settings allow."""
     FAULT = "fault"
     """The stage itself failed (a bug or a machine fault); the traceback is kept, and `--requeue fault` tries again."""
+    CRASH = "crash"
+    """The worker died on this clip, each time that it was tried."""
+    HANG = "hang"
+    """The worker did not come to an end with this clip."""
+    MEMORY = "memory"
+    """The worker took more memory for this clip than it may."""
+
+    @property
+    def retriable(self) -> bool:
+        """Whether it may lie with machine or code, so that trying again may help."""
+        return self in (Reason.FAULT, Reason.CRASH, Reason.HANG, Reason.MEMORY)
 
 
 class Reject(Exception):

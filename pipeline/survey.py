@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.assign import assign_shards
 from pipeline.codebook import find_given
@@ -20,6 +20,9 @@ from shards.dataset import ClipRow, Dataset
 from shards.errors import UserError
 from shards.manifest import MANIFEST, OWN, Manifest
 from shards.storage import is_remote, local_path
+
+if TYPE_CHECKING:
+    from pipeline.work import Site
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def survey(
     wanted: BuildConfig | Wanted,
     known: Known | None = None,
     failed: Mapping[str, Scan] | None = None,
+    site: Site | None = None,
 ) -> Survey:
     """Look at the dataset at `uri` and at its source; nothing is written.
 
@@ -101,6 +105,7 @@ def survey(
         wanted: settings, whole or as the user gives them.
         known: digests of media that need not be read again, besides those in the dataset.
         failed: what was found in recordings and is not stored, by task.
+        site: whose machines read media for their digests; None for this process.
 
     Raises:
         UserError: unusable source, a dataset of another profile or schema, a folder that holds something else.
@@ -126,7 +131,8 @@ def survey(
             raise UserError(f"{uri}: no dataset here ({MANIFEST} is missing); name a source: f2v build SOURCE {uri}")
         source = manifest.source
     rows = dataset.clips(manifest) if manifest else []
-    found = list_clips(source, config.source, {**known_digests(rows), **(known or {})})
+    read = site.reader(config) if site else None
+    found = list_clips(source, config.source, {**known_digests(rows), **(known or {})}, read)
     cut = Cut(found.clips, {}, [])
     if config.segment.enabled:
         cut = cut_recordings(dataset, found.clips, config, sizes, failed or {}, rows, manifest)

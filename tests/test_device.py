@@ -17,7 +17,7 @@ from pipeline import codebook
 from pipeline.build import build
 from pipeline.config import BuildConfig, RunConfig
 from pipeline.networks.device import compute_type
-from pipeline.runner import actor_options, check_room
+from pipeline.session import actor_options, check_room
 from pipeline.stage import Resources
 from shards.errors import UserError
 from tests.conftest import cluster, small_build

@@ -1,0 +1,139 @@
+"""The Ray session of a command: a cluster that runs already, or one started on this machine for the time being."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.cost import Node
+from pipeline.stage import Resources
+from pipeline.worker import worker_env
+from shards.errors import UserError
+
+# Quiet, and nothing leaves the machine: no usage report, no look for `uv`, no token between local processes.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# A lost node is noticed within seconds.
+os.environ.setdefault("RAY_health_check_period_ms", "1000")
+os.environ.setdefault("RAY_health_check_timeout_ms", "3000")
+os.environ.setdefault("RAY_health_check_failure_threshold", "3")
+
+import ray
+
+KIND = "f2v.node"
+"""Ray label that says of what kind a machine is."""
+_STARTS = 3
+"""Ray gives its own processes half a minute to start, which a busy machine may exceed."""
+
+
+@contextmanager
+def ray_session(run: RunConfig) -> Iterator[None]:
+    """Connect to the cluster of `run`, or start Ray on this machine for the time of the block.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    # Ray takes SIGTERM for itself; who called us keeps it.
+    handler = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if run.ray_address is not None:
+            _knock(run.ray_address)
+            ray.init(address=run.ray_address, **quiet)
+        else:
+            _start(run, quiet)
+    except Exception as error:  # Ray raises all kinds here, a bare Exception among them
+        what = f"no cluster at {run.ray_address!r}" if run.ray_address else "could not be started"
+        raise UserError(f"ray: {what} ({' '.join(str(error).split())})") from None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(run: RunConfig, quiet: dict[str, Any]) -> None:
+    memory = run.object_store_mb << 20
+    for attempt in range(1, _STARTS + 1):
+        try:
+            # "local": never join whatever cluster this machine or RAY_ADDRESS happens to know.
+            ray.init(address="local", num_cpus=run.cpus, object_store_memory=memory, include_dashboard=False, **quiet)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == _STARTS:
+                raise
+            ray.shutdown()
+            print("ray: did not start within half a minute (a busy machine); once more", file=sys.stderr, flush=True)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def nodes() -> list[Node]:
+    """The machines of the cluster, those that it lost among them."""
+    return [_node(found) for found in ray.nodes()]
+
+
+def _node(found: Mapping[str, Any]) -> Node:
+    has, labels = found.get("Resources", {}), found.get("Labels") or {}
+    return Node(
+        id=found["NodeID"],
+        host=found.get("NodeManagerHostname") or found.get("NodeManagerAddress", ""),
+        cpus=float(has.get("CPU", 0)),
+        gpus=float(has.get("GPU", 0)),
+        kind=labels.get(KIND) or ("gpu" if has.get("GPU") else "cpu"),
+        alive=bool(found["Alive"]),
+        memory=float(has.get("memory", 0)),
+    )
+
+
+def actor_options(resources: Resources) -> dict[str, Any]:
+    """What Ray is told of a worker."""
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "runtime_env": {"env_vars": worker_env(resources)},
+    }
+
+
+def check_room(workers: Iterable[Resources], machines: Sequence[Mapping[str, float]]) -> None:
+    """See that each kind of worker finds room on some machine.
+
+    Args:
+        machines: what each machine of the cluster has, as Ray names it.
+
+    Raises:
+        UserError: what is asked for is on no machine.
+    """
+    for wanted in workers:
+        if any(wanted.cpus <= has.get("CPU", 0) and wanted.gpus <= has.get("GPU", 0) for has in machines):
+            continue
+        cpus, gpus = (max((has.get(name, 0) for has in machines), default=0) for name in ("CPU", "GPU"))
+        if wanted.gpus > gpus:
+            there = f"no machine of the cluster has more than {gpus:g}" if gpus else "the cluster has no GPU"
+            raise UserError(
+                f"run.gpus = {wanted.gpus:g}, but {there}; run.gpus=0 keeps networks on processors, run.max_gpus lets "
+                "a cluster that has an autoscaler grow"
+            )
+        if wanted.cpus > cpus:
+            raise UserError(
+                f"a worker needs {wanted.cpus:g} processor, but no machine of the cluster has more than {cpus:g}; "
+                "run.max_cpus lets a cluster that has an autoscaler grow"
+            )
+        raise UserError(
+            f"a worker needs {wanted.cpus:g} processor and {wanted.gpus:g} GPU (run.gpus), but no machine has both"
+        )
