@@ -1,5 +1,6 @@
 """Turn talking-face videos into training shards. Run it again to resume, complete or change a dataset: what is up to
-date is kept. Without SOURCE the dataset's own source is used; without --config its own settings."""
+date is kept. Without SOURCE the dataset's own source is used; without --config its own settings. With --json the summary is
+one object on standard output, and what happens meanwhile are events on standard error, one object a line."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.survey import Wanted
 
     wanted = Wanted(args.config, tuple(build_overrides(args)))
-    summary = build(args.source, args.dataset, wanted, selection(args), args.drop_missing)
+    summary = build(args.source, args.dataset, wanted, selection(args), args.drop_missing, events=args.json)
     if args.json:
         print(json.dumps(asdict(summary)))
         return 0
