@@ -77,7 +77,7 @@ def _text(found: Inspection) -> str:
         column = "  column" if stored.tar.startswith("columns/") else ""
         lines.append(f"  {name:<11}{stored.dtype:<9}{shape:<18}{span}{size(stored.bytes):>11}{column}")
     for name, value in found.figures.items():
-        lines.append(f"  {FIGURES[name].label.lower():<28}{value:.4g} {FIGURES[name].unit}")
+        lines.append(f"  {FIGURES[name].label.lower():<28}{value:.4g} {FIGURES[name].unit}".rstrip())
     for name in ("pitch", "energy"):
         if name in found.view.values:
             lines.append(f"  {name:<8}{_spark(found.view.values[name].tolist())}")

@@ -89,9 +89,10 @@ def toy_dataset(
             f"s{number}c{position}": toy_values(f"s{number}c{position}", frames)
             for position, frames in enumerate(lengths)
         }
+        whole = samples
         samples = {
             key: {name: value for name, value in values.items() if name in ("meta", *fields)}
-            for key, values in samples.items()
+            for key, values in whole.items()
         }
         for values in samples.values() if raw else ():
             values["lips"] = decode(FIELDS["lips"], encode(FIELDS["lips"], values["lips"]), values["meta"]["frames"])
@@ -128,7 +129,7 @@ def toy_dataset(
         )
         dataset.store.write(pack_record(shard, record.inputs), record.model_dump_json().encode())
         packs[shard] = record.ref()
-        energy[shard] = toy_column(dataset, shard, f"{number:016x}", samples)
+        energy[shard] = toy_column(dataset, shard, f"{number:016x}", whole)
         who = speakers[number] if speakers else ""
         rows += [ClipRow(c.key, "", 0, "", "", "train", who, "", None, None, c.frames, shard, "packed") for c in clips]
     common = {

@@ -27,9 +27,10 @@ def histogram(figure: Figure, spread: Spread) -> str:
             x = LEFT + wide * (left - low) / (high - low)
             across = wide * (right - left) / (high - low)
             height = tall * count / most
+            words = f"{left:.4g} to {right:.4g} {escape(figure.unit)}: {count:,}"
             parts.append(
                 f'<rect class="bar" x="{x:.1f}" y="{TOP + tall - height:.1f}" width="{max(0.8, across - 1):.1f}" '
-                f'height="{height:.1f}"><title>{left:.4g} to {right:.4g} {escape(figure.unit)}: {count}</title></rect>'
+                f'height="{height:.1f}"><title>{words}</title></rect>'
             )
     about = f"{figure.label}: median {spread.median:.4g} {figure.unit}, from {spread.low:.4g} to {spread.high:.4g}"
     return _svg(parts, about, figure.unit)

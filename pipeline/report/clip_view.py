@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.pages.draw import Panels, data_uri, hertz_of, loudness_of
+from pipeline.pages.draw import Panels, data_uri, hertz_of, label, loudness_of
 from pipeline.pages.html import escape
 from pipeline.report.figures import FIGURES, measure
 from pipeline.words import count
@@ -20,9 +20,10 @@ from shards.schema import FACE_SIZE, FIELDS, MEL_RATE, SAMPLE_RATE, SAMPLES_PER_
 
 SHOWN = ("face", "lips", "landmarks", "points5", "boxes", "track", "sync", "wav", "mel", "pitch", "energy", "units")
 """Fields that are shown."""
-STRIP = 8
-"""Frames shown of face and lips."""
-FOOT = 20
+STRIP, PER_ROW = 10, 5
+"""Frames shown of face and lips, and how many of them beside each other."""
+FOOT = 18
+"""Pixels for their times."""
 QUALITY = 85
 ENERGY_HEIGHT, UNITS_HEIGHT = 56, 22
 LINES = (
@@ -89,23 +90,26 @@ def _strips(values: Mapping[str, Any]) -> str:
         return '<p class="soft">No pictures of it are stored.</p>'
     frames = len(values[there[0]])
     chosen = np.linspace(0, frames - 1, min(STRIP, frames)).round().astype(int)
-    wide, tall = FACE_SIZE * len(chosen), FACE_SIZE * len(there)
     parts = []
-    for place, name in enumerate(there):
-        strip = np.concatenate(list(values[name][chosen]), axis=1)
-        parts.append(
-            f'<image y="{FACE_SIZE * place}" width="{wide}" height="{FACE_SIZE}" preserveAspectRatio="none" '
-            f'href="{data_uri(_jpeg(strip), "image/jpeg")}"/>'
-        )
-    if "face" in values and "landmarks" in values and "points5" in values:
-        moved = face_landmarks(values["landmarks"], values["points5"], chosen)
-        lines = "".join(_outline(points, FACE_SIZE * place) for place, points in enumerate(moved))
-        parts.append(f'<path class="points" d="{lines}"/>')
-    for place, frame in enumerate(chosen.tolist()):
-        middle = FACE_SIZE * (place + 0.5)
-        parts.append(f'<text x="{middle:g}" y="{tall + 14}" text-anchor="middle">{frame / VIDEO_RATE:.2f} s</text>')
+    top = 0
+    for row in np.array_split(chosen, -(-len(chosen) // PER_ROW)):
+        for name in there:
+            strip = np.concatenate(list(values[name][row]), axis=1)
+            parts.append(
+                f'<image y="{top}" width="{FACE_SIZE * len(row)}" height="{FACE_SIZE}" preserveAspectRatio="none" '
+                f'href="{data_uri(_jpeg(strip), "image/jpeg")}"/>'
+            )
+            if name == "face" and "landmarks" in values and "points5" in values:
+                moved = face_landmarks(values["landmarks"], values["points5"], row)
+                lines = "".join(_outline(points, (FACE_SIZE * place, top)) for place, points in enumerate(moved))
+                parts.append(f'<path class="points" d="{lines}"/>')
+            top += FACE_SIZE
+        for place, frame in enumerate(row.tolist()):
+            middle = FACE_SIZE * (place + 0.5)
+            parts.append(label(middle, top + FOOT / 2, f"{frame / VIDEO_RATE:.2f} s", "middle"))
+        top += FOOT
     return (
-        f'<svg class="picture strip" viewBox="0 0 {wide} {tall + FOOT}" role="img">'
+        f'<svg class="picture strip" viewBox="0 0 {FACE_SIZE * min(PER_ROW, len(chosen))} {top}" role="img">'
         f"<title>{escape(' and '.join(there))} over the clip</title>{''.join(parts)}</svg>"
     )
 
@@ -124,11 +128,11 @@ def face_landmarks(landmarks: np.ndarray, points5: np.ndarray, frames: np.ndarra
     )
 
 
-def _outline(points: np.ndarray, shift: float) -> str:
+def _outline(points: np.ndarray, shift: tuple[float, float]) -> str:
     """Path through the points [68, 2]; the ones outside the crop stay at its edge, nonsense is left out."""
     if not np.isfinite(points).all():
         return ""
-    inside = points.clip(0, FACE_SIZE) + np.array([shift, 0])
+    inside = points.clip(0, FACE_SIZE) + np.array(shift)
     parts = []
     for part, closed in LINES:
         places = " ".join(f"{x:.1f} {y:.1f}" for x, y in inside[list(part)])
@@ -218,7 +222,7 @@ def _facts(view: View) -> str:
         facts["frames"] = f"{row.frames} ({row.frames / VIDEO_RATE:g} s)"
     for name, value in measure(row.key, row.frames, view.values).figures.items():
         if name != "seconds":
-            facts[FIGURES[name].label.lower()] = f"{value:.4g} {FIGURES[name].unit}"
+            facts[FIGURES[name].label.lower()] = f"{value:.4g} {FIGURES[name].unit}".rstrip()
     if "track" in view.values:
         track = view.values["track"]
         facts["face"] = f"{track.get('by')}, of {count(int(track.get('tracks', 1)), 'track')}"

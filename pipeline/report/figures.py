@@ -33,9 +33,9 @@ class Figure:
 
 FIGURES: dict[str, Figure] = {
     "seconds": Figure("Duration", "s", "Length of the clip."),
-    "hertz": Figure("Pitch of clips", "Hz", "Median pitch of a clip's voiced frames."),
+    "hertz": Figure("Median pitch", "Hz", "Of a clip's voiced frames."),
     "voiced": Figure("Voiced share", "%", "Share of a clip's frames that have a pitch.", "low", "least voiced"),
-    "energy": Figure("Energy of clips", "ln amplitude", "Mean energy of a clip's frames.", "low", "quietest"),
+    "energy": Figure("Mean energy", "ln amplitude", "Of a clip's frames.", "low", "quietest"),
     "face": Figure(
         "Face size", "px", "Mean of width and height of the face's box in the source.", "low", "smallest face"
     ),
@@ -48,8 +48,8 @@ FIGURES: dict[str, Figure] = {
     ),
     "confidence": Figure(
         "Confidence of the offset",
-        "0 to 1",
-        "How well mouth and sound agree at that offset; 0 where no peak was found.",
+        "",
+        "How well mouth and sound agree at that offset, 0 to 1; 0 where no peak was found.",
         "low",
         "mouth and sound agree least",
     ),
@@ -63,7 +63,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "lead": Figure(
         "Lead of the speaker",
-        "correlation",
+        "",
         "By how much the speaker's mouth follows the sound better than that of any other face, in clips with several.",
         "low",
         "speaker least sure among several faces",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from shards.schema import VIDEO_RATE
 READERS = 16
 """Shards that are read at once."""
 BINS = 32
+"""Of a histogram at most."""
 EXAMPLES = 2
 
 
@@ -202,9 +204,9 @@ def find_worst(measured: dict[str, Measured], count: int, least: float) -> dict[
     for rank in range(max(map(len, ranked.values()), default=0)):
         for name, keys in ranked.items():
             if rank < len(keys) and (keys[rank] in chosen or len(chosen) < count):
-                place = f"{FIGURES[name].why}" if not rank else f"{FIGURES[name].why}, rank {rank + 1}"
+                place = f"{FIGURES[name].why}, rank {rank + 1}" if rank else FIGURES[name].why
                 words = f"{place}: {measured[keys[rank]].figures[name]:.3g} {FIGURES[name].unit}"
-                chosen.setdefault(keys[rank], []).append(words)
+                chosen.setdefault(keys[rank], []).append(words.rstrip())
         if len(chosen) >= count:
             break
     return chosen
@@ -219,13 +221,21 @@ def _spreads(seconds: Sequence[float], measured: Sequence[Measured]) -> dict[str
     for name in FIGURES:
         if name != "seconds":
             values[name] = np.array([one.figures[name] for one in measured if name in one.figures])
-    return {name: spread(one) for name, one in values.items() if len(one)}
+    steps = {"seconds": 1 / VIDEO_RATE}
+    return {name: spread(one, steps.get(name)) for name, one in values.items() if len(one)}
 
 
-def spread(values: np.ndarray) -> Spread:
-    """Distribution of one value or more."""
+def spread(values: np.ndarray, step: float | None = None) -> Spread:
+    """Distribution of one value or more; `step` is what they are multiples of, so that bins hold equally many."""
     low, p5, median, p95, high = np.percentile(values, [0, 5, 50, 95, 100]).tolist()
-    counts, edges = np.histogram(values, BINS, None if high > low else (low - 0.5, low + 0.5))
+    # Rice's rule: few values make few bins.
+    bins = min(BINS, math.ceil(2 * len(values) ** (1 / 3)))
+    begin, end = (low, high) if high > low else (low - 0.5, low + 0.5)
+    if step is not None:
+        width = step * max(1, math.ceil((high - low + step) / step / bins - 1e-6))
+        bins = math.ceil((high - low + step) / width - 1e-6)
+        begin, end = low - step / 2, low - step / 2 + bins * width
+    counts, edges = np.histogram(values, bins, (begin, end))
     return Spread(
         len(values), float(values.mean()), low, p5, median, p95, high, edges.tolist(), [int(n) for n in counts]
     )
