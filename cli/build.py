@@ -1,6 +1,7 @@
 """Turn talking-face videos into training shards. Run it again to resume, complete or change a dataset: what is up to
-date is kept. Without SOURCE the dataset's own source is used; without --config its own settings. With --json the summary is
-one object on standard output, and what happens meanwhile are events on standard error, one object a line."""
+date is kept. Without SOURCE the dataset's own source is used; without --config its own settings. With --json
+the summary is one object on standard output, and what happens meanwhile are events on standard error, one object a
+line."""
 
 from __future__ import annotations
 

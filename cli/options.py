@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def money(cost: float) -> str:
+    """`12.34`, or `0.0123` of less than one."""
+    return f"{cost:.2f}" if cost >= 1 else f"{cost:.4f}"
+
+
 def printable(text: str) -> str:
     """`text` on one line: names that others gave may hold line breaks, escape sequences or undecodable bytes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

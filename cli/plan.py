@@ -96,7 +96,7 @@ def _print_cost(cost: Estimate) -> None:
             f"{size(cost.columns)} of columns, {size(cost.packed)} of packed shards"
         )
     if cost.cost is not None:
-        print(f"cost: {cost.cost:.2f}, by run.prices and the machine hours that such work took in the last build")
+        print(f"cost: {money(cost.cost)}, by run.prices and the machine hours that such work took in the last build")
     if cost.unknown:
         print(f"no timings in this dataset yet for {', '.join(cost.unknown)}")
 

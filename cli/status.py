@@ -81,7 +81,7 @@ def _run_line(record: RunRecord) -> str:
     clips = max((stage.clips + stage.refused for stage in stages), default=0)
     refused = sum(stage.refused for stage in stages)
     lost = sum(lost.workers for lost in record.lost.values())
-    cost = "-" if record.cost is None else f"{record.cost:.2f}"
+    cost = "-" if record.cost is None else money(record.cost)
     return (
         f"{record.begin[:16].replace('T', ' '):<17}{record.outcome:<9}{duration(record.seconds):>10}"
         f"{duration(record.work):>10}{clips:>9}{refused:>9}{lost:>6}{cost:>10}"
