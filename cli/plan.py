@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cli.options import add_build_options, build_overrides, duration, selection
+from cli.options import add_build_options, build_overrides, duration, money, selection
 from pipeline.words import count, size
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from cli.options import duration
+from cli.options import duration, money
 from pipeline.words import count, size
 
 if TYPE_CHECKING:
