@@ -85,7 +85,7 @@ SOURCE = 40_000
 """Bytes of a source for a second of video; assumed (the GRID clips, of 360x288, have 33,000 to 49,000)."""
 
 # Counted at a proxy before an S3 server: a build of 24 clips in 5 shards, and divided.
-READS_PER_CLIP, READS_PER_SHARD = 13, 91
+READS_PER_CLIP, READS_PER_SHARD = 13, 84
 WRITES_PER_SHARD = 24
 LISTS_PER_SHARD = 15
 PART = 8 << 20
