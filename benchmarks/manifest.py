@@ -11,9 +11,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,15 +20,16 @@ import numpy as np
 import pipeline.build
 from pipeline.build import Summary, build, plan_build
 from pipeline.columns import Task, load_column
-from pipeline.run_stage import build_column
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import recipe_key
 from pipeline.pack import PackTask, load_packed, pack_shard
 from pipeline.registry import KINDS
+from pipeline.run_stage import build_column
 from pipeline.selection import Selection
 from pipeline.stage import Fields, Item, Stage
 from pipeline.survey import survey
 from pipeline.work import Crew
+from pipeline.worker import Done, Order, Work
 from shards.config import load_config
 from shards.dataset import Dataset
 from shards.history import find_garbage
@@ -68,26 +68,22 @@ class Alone(Crew):
 
     seconds: ClassVar[float] = 0.0
 
-    def run(self, tasks: Sequence[Task | PackTask], codebook: str | None) -> None:
+    def _execute(self, orders: list[Order], on_done: Callable[[Work, Done], list[Order]]) -> None:
         begin = time.perf_counter()
-        for task in tasks:
-            clips = self._shards[task.shard]
-            reads = [load_column(self._dataset, stage, task.shard, mark) for stage, mark in task.reads.items()]
+        dataset = Dataset(self._site.uri)
+        for order in orders:
+            task, clips = order.task, order.clips
+            assert isinstance(task, (Task, PackTask))
+            reads = [load_column(dataset, stage, task.shard, mark) for stage, mark in task.reads.items()]
             columns = [column for column in reads if column]
             if isinstance(task, PackTask):
-                found = load_packed(self._dataset, task.shard, task.inputs)
-                self.packed[task.shard] = found or pack_shard(self._dataset, task, columns, clips)
-                self.packs += found is None
+                found = load_packed(dataset, task.shard, task.inputs)
+                done = Done(found or pack_shard(dataset, task, columns, clips), found is None)
             else:
-                column = build_column(self._dataset, Trivial(KINDS[task.stage]), task, clips, columns)
-                self.columns[task.stage, task.shard] = column.ref(recipe_key(task.recipe))
-                self.ran += 1
+                column, _ = build_column(dataset, Trivial(KINDS[task.stage]), task, clips, columns)
+                done = Done(column.ref(recipe_key(task.recipe)), True)
+            on_done(task, done)
         Alone.seconds += time.perf_counter() - begin
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

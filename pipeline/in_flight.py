@@ -28,6 +28,7 @@ _EVERY = 0.5
 """Seconds between looks at memory."""
 _STALE = 3600.0
 """Seconds after which notes of a process that is gone may go, whether or not anybody read them."""
+_WORKER = str(Path("pipeline", "worker.py"))
 _TEXT = 6000
 """Characters kept of a traceback."""
 
@@ -167,7 +168,7 @@ def read_notes(path: str) -> Notes:
 def _own_thread(fault: str) -> str:
     """Last words without the threads that only wait: the heading, and the thread in which the stage was at work."""
     head, *threads = fault.split("\n\n") if "Fatal" in fault[:5] else _split_threads(fault)
-    working = [thread for thread in threads if "worker.py" in thread and "look" not in thread] or threads[:1]
+    working = [thread for thread in threads if _WORKER in thread] or threads[:1]
     return "\n".join([head, *working])[:_TEXT]
 
 

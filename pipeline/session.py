@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.config import RunConfig
 from pipeline.cost import Node
@@ -31,6 +32,7 @@ import ray
 
 KIND = "f2v.node"
 """Ray label that says of what kind a machine is."""
+_RAYS = "ray_listen_error_messages"
 _STARTS = 3
 """Ray gives its own processes half a minute to start, which a busy machine may exceed."""
 
@@ -42,6 +44,8 @@ def ray_session(run: RunConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the address.
     """
+    printed = sys.stdout
+    sys.stdout = _Output(printed)
     # Ray takes SIGTERM for itself; who called us keeps it.
     handler = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -52,6 +56,7 @@ def ray_session(run: RunConfig) -> Iterator[None]:
         else:
             _start(run, quiet)
     except Exception as error:  # Ray raises all kinds here, a bare Exception among them
+        sys.stdout = printed
         what = f"no cluster at {run.ray_address!r}" if run.ray_address else "could not be started"
         raise UserError(f"ray: {what} ({' '.join(str(error).split())})") from None
     try:
@@ -60,6 +65,31 @@ def ray_session(run: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        sys.stdout = printed
+
+
+class _Output(io.TextIOBase):
+    """Standard output without what Ray prints there from a thread of its own: that goes to standard error, but for
+    workers that died, which whoever uses them says better."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name != _RAYS:
+            return self._stream.write(text)
+        if "worker died or was killed" not in text:
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
 
 
 def _start(run: RunConfig, quiet: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Site:
     """
 
     def __init__(self, uri: str, events: bool = False) -> None:
-        self._uri, self._events = uri, events
+        self.uri, self._events = uri, events
         self._stack = ExitStack()
         self._connected = False
         self._runner: Runner | None = None
@@ -50,7 +50,7 @@ class Site:
     def board(self, config: BuildConfig) -> Board:
         """What shows and counts this build."""
         if self._board is None:
-            self._board = self._stack.enter_context(Board(self._uri, config, json=self._events))
+            self._board = self._stack.enter_context(Board(self.uri, config, json=self._events))
         return self._board
 
     def reader(self, config: BuildConfig) -> Read | None:
@@ -78,7 +78,7 @@ class Site:
             self._connect(config)
             from pipeline.runner import Runner
 
-            self._runner = Runner(self._uri, config, self.board(config))
+            self._runner = Runner(self.uri, config, self.board(config))
             self._stack.callback(self._runner.close)
         return self._runner
 

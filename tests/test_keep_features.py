@@ -19,7 +19,7 @@ from pipeline.stage import Resources
 from pipeline.survey import Survey, survey
 from pipeline.units import load_codebook
 from pipeline.work import Crew
-from pipeline.worker import Worker
+from pipeline.worker import Order, Worker
 from shards.codec import decode
 from shards.config import load_config
 from shards.dataset import Dataset
@@ -33,13 +33,11 @@ SOUND = Selection(only=("audio", "speech"))
 class Here(Crew):
     """Does tasks in this process."""
 
-    def run(self, tasks: Any, codebook: str | None) -> None:
-        worker = Worker(Resources(), self._dataset.store.uri, self._config)
-        for task in tasks:
-            done = worker.run(task, self._shards[task.shard], codebook)
-            assert isinstance(done.result, ColumnRef)
-            self.columns[task.stage, task.shard] = done.result
-            self.ran += done.ran
+    def _execute(self, orders: list[Order], on_done: Any) -> None:
+        worker = Worker(Resources(), self._site.uri, self._config)
+        while orders:
+            order = orders.pop(0)
+            orders += on_done(order.task, worker.run(order))
 
 
 @pytest.fixture(autouse=True)
