@@ -37,10 +37,11 @@ def run(args: argparse.Namespace) -> int:
         check_page(args.output)
 
     from pipeline.report.inspect import inspect
-    from pipeline.report.look import open_shelf
     from pipeline.report.page import clip_page, filterbank, write_page
+    from pipeline.report.shelf import Shelf
+    from shards.dataset import Dataset
 
-    shelf = open_shelf(args.dataset)
+    shelf = Shelf(Dataset(args.dataset))
     found = inspect(shelf, args.key)
     if args.output is not None:
         write_page(args.output, clip_page(found.view, shelf.dataset.uri, filterbank(shelf)))

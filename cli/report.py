@@ -11,6 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+NAMED = 10
+"""Faults that are named."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="path, s3:// or gs://")
@@ -36,10 +39,12 @@ def run(args: argparse.Namespace) -> int:
     if args.sample < 1:
         raise UserError(f"--sample {args.sample}: give a positive number")
 
-    from pipeline.report.look import look, open_shelf
+    from pipeline.report.look import look
     from pipeline.report.page import report_page, write_page
+    from pipeline.report.shelf import Shelf
+    from shards.dataset import Dataset
 
-    shelf = open_shelf(args.dataset)
+    shelf = Shelf(Dataset(args.dataset))
     found = look(shelf, args.split, args.sample, args.clips, args.seed)
     faults = found.faults
     if args.output is not None:
@@ -50,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.output is not None:
         seen = f"{found.sampled} of {count(found.clips, 'packed clip')} looked at, {len(found.chosen)} shown"
         print(f"{args.output}: {seen}; {size(args.output.stat().st_size)}")
-    for why in dict.fromkeys(faults.values()):
+    reasons = list(dict.fromkeys(faults.values()))
+    for why in reasons[:NAMED]:
         print(f"f2v report: left out: {printable(why)}", file=sys.stderr)
+    if len(reasons) > NAMED:
+        print(f"f2v report: and {len(reasons) - NAMED} more; `f2v verify` lists all damage", file=sys.stderr)
     return int(bool(faults))

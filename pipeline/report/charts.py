@@ -11,7 +11,7 @@ from pipeline.report.figures import Figure
 from pipeline.report.look import Spread, Units
 
 WIDTH, HEIGHT = 420, 210
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 42
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 42
 
 
 def histogram(figure: Figure, spread: Spread) -> str:
@@ -40,8 +40,10 @@ def ranks(units: Units) -> str:
     """How often each unit came, from the most frequent on, both on logarithmic axes."""
     top, bottom = math.log10(units.counts[0]), math.log10(units.counts[-1])
     across, down = math.log10(max(units.clusters, 2)), max(top - bottom, 1e-9)
-    powers = range(math.ceil(bottom), math.floor(top) + 1)
-    parts = [_tick_beside(_short(10.0**power), (power - bottom) / down) for power in powers]
+    steps = (1, 2, 5) if down < 2 else (1,)
+    marks = [step * 10**power for power in range(math.floor(bottom), math.floor(top) + 1) for step in steps]
+    inside = [mark for mark in marks if units.counts[-1] <= mark <= units.counts[0]]
+    parts = [_tick_beside(_short(mark), (math.log10(mark) - bottom) / down) for mark in inside]
     parts += _ticks_below([(_short(10.0**power), power / across) for power in range(math.floor(across) + 1)])
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     points = " ".join(

@@ -42,7 +42,7 @@ FIGURES: dict[str, Figure] = {
     "offset": Figure(
         "Sound behind the picture",
         "ms",
-        "Offset that `sync` found; negative where the sound is early. Clips without a peak have none.",
+        "Offset that the stage sync found; negative where the sound is early. Clips without a peak have none.",
         "high",
         "sound furthest from the picture",
     ),
@@ -56,8 +56,8 @@ FIGURES: dict[str, Figure] = {
     "landmarks": Figure(
         "Landmarks against detector",
         "% of eye distance",
-        "Mean distance of eye centres, nose tip and mouth corners by the landmarks to those by the face detector. Two "
-        "networks that agree are both sure; scores of detections are not kept.",
+        "Mean distance of eye centres, nose tip and mouth corners by the landmarks to those by the face detector. It "
+        "stands for confidence: where two networks agree, both are likely right.",
         "high",
         "landmarks and detector agree least",
     ),

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.report.figures import FIGURES, OF_FRAMES, SMALL, Measured, measure
 from pipeline.report.shelf import Shelf
 from pipeline.status import Status, status
-from shards.dataset import Dataset, QuarantineRow
+from shards.dataset import QuarantineRow
 from shards.errors import UserError
 from shards.manifest import MANIFEST
 from shards.progress import Progress
@@ -77,7 +77,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Look:
+class Findings:
     """What was seen of a dataset.
 
     Attributes:
@@ -119,7 +119,7 @@ class Look:
         }
 
 
-def look(shelf: Shelf, split: str | None, sample: int, clips: int, seed: int) -> Look:
+def look(shelf: Shelf, split: str | None, sample: int, clips: int, seed: int) -> Findings:
     """Look at a dataset.
 
     Args:
@@ -144,7 +144,7 @@ def look(shelf: Shelf, split: str | None, sample: int, clips: int, seed: int) ->
     worst = find_worst(measured, clips // 2, float(stage.get("min_confidence", 0.5)))
     random_ones = [key for key in drawn if key in measured and key not in worst][: clips - len(worst)]
     modified = dataset.store.find(MANIFEST)
-    return Look(
+    return Findings(
         status=found,
         modified=modified.modified.strftime("%Y-%m-%d %H:%M UTC") if modified else "",
         split=split,
@@ -294,8 +294,3 @@ def group_quarantine(rows: Sequence[QuarantineRow]) -> list[Group]:
         )
         for (reason, stage), clips in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     ]
-
-
-def open_shelf(uri: str) -> Shelf:
-    """The dataset at a URI. Raises UserError: none there, or damaged."""
-    return Shelf(Dataset(uri))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from pipeline.pages.html import asset, document, escape
 from pipeline.report.charts import histogram, ranks
 from pipeline.report.clip_view import SHOWN, View, clip_section
 from pipeline.report.figures import FIGURES, OF_FRAMES
-from pipeline.report.look import Look, Spread, Units
+from pipeline.report.look import Findings, Spread, Units
 from pipeline.report.shelf import Shelf
+from pipeline.status import SplitStatus
 from pipeline.words import count, size
 from shards.errors import UserError
 from shards.mel import Filterbank
@@ -18,7 +20,7 @@ from shards.progress import Progress
 from shards.storage import open_store
 
 ASSETS = Path(__file__).parent / "assets"
-SECONDS = 300
+SECONDS = 240
 """Sound and curves on a page, in seconds, shared among its clips."""
 LONGEST = 20.0
 """Seconds shown of a clip at most."""
@@ -32,12 +34,12 @@ def write_page(path: Path, page: str) -> None:
     open_store(str(path.parent)).write(path.name, page.encode(errors="backslashreplace"))
 
 
-def report_page(shelf: Shelf, look: Look) -> tuple[str, dict[str, str]]:
+def report_page(shelf: Shelf, found: Findings) -> tuple[str, dict[str, str]]:
     """The page of what was seen, and why which clips could not be read; the chosen clips are read now."""
-    seconds = min(LONGEST, SECONDS / max(1, len(look.chosen)))
-    parts, faults = [], dict(look.faults)
-    with Progress("clips", len(look.chosen), "clips") as progress:
-        for key, why in look.chosen.items():
+    seconds = min(LONGEST, SECONDS / max(1, len(found.chosen)))
+    parts, faults = [], dict(found.faults)
+    with Progress("clips", len(found.chosen), "clips") as progress:
+        for key, why in found.chosen.items():
             try:
                 values = shelf.read(key, SHOWN)
                 parts.append(
@@ -46,17 +48,17 @@ def report_page(shelf: Shelf, look: Look) -> tuple[str, dict[str, str]]:
             except UserError as error:
                 faults[key] = str(error)
             progress.advance()
-    title = f"{shelf.dataset.uri}{f', split {look.split}' if look.split else ''}"
+    title = f"{shelf.dataset.uri}{f', split {found.split}' if found.split else ''}"
     body = "\n".join(
         [
             _header(title, parts),
             "<main>",
             _faults(faults),
-            _facts(look),
-            _splits(look),
-            _quarantine(look),
-            _spreads(look),
-            _clips(look, parts),
+            _facts(found),
+            _splits(found),
+            _quarantine(found),
+            _spreads(found),
+            _clips(found, parts),
             "</main>",
         ]
     )
@@ -96,17 +98,17 @@ def _faults(faults: dict[str, str]) -> str:
     )
 
 
-def _facts(look: Look) -> str:
-    found = look.status
-    packed = sum(row.bytes for row in found.splits.values())
+def _facts(found: Findings) -> str:
+    status = found.status
+    packed = sum(row.bytes for row in status.splits.values())
     facts = {
-        "profile": found.profile,
-        "source": found.source,
-        "last changed": look.modified,
-        "packed shards": f"{sum(row.shards for row in found.splits.values())}, {size(packed)}",
-        "columns": f"{found.columns}, {size(found.column_bytes)}",
-        **{f"network of {stage}": name for stage, name in found.networks.items()},
-        **{f"made in several ways: {stage}": count(ways, "recipe") for stage, ways in found.mixed.items()},
+        "profile": status.profile,
+        "source": status.source,
+        "last changed": found.modified,
+        "packed shards": f"{sum(row.shards for row in status.splits.values())}, {size(packed)}",
+        "columns": f"{status.columns}, {size(status.column_bytes)}",
+        **{f"network of {stage}": name for stage, name in status.networks.items()},
+        **{f"made in several ways: {stage}": count(ways, "recipe") for stage, ways in status.mixed.items()},
     }
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items() if value
@@ -114,31 +116,35 @@ def _facts(look: Look) -> str:
     return f'<section id="facts" class="facts"><h2>Dataset</h2><dl>{cells}</dl></section>'
 
 
-def _splits(look: Look) -> str:
+def _splits(found: Findings) -> str:
     heads = ("split", "clips", "hours", "speakers", "quarantine", "pending", "shards", "bytes")
+    splits = found.status.splits
+    shown = list(splits.items())
+    if len(splits) > 1:
+        shown.append(("all", SplitStatus(*map(sum, zip(*map(astuple, splits.values()), strict=True)))))
     rows = []
-    for name, row in look.status.splits.items():
+    for name, row in shown:
         cells = (
             f"{row.clips:,}",
             f"{row.hours:,.3f}",
-            f"{look.speakers.get(name, 0):,}",
+            f"{found.speakers[name]:,}" if name in found.speakers else "",
             f"{row.quarantined:,}",
             f"{row.pending:,}",
             f"{row.shards:,}",
             size(row.bytes),
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
-    pending = sum(row.pending for row in look.status.splits.values())
+    pending = sum(row.pending for row in splits.values())
     note = f'<p class="note">{count(pending, "clip")} in shards that are not built yet.</p>' if pending else ""
     return f"<section>{_table(heads, rows)}{note}</section>"
 
 
-def _quarantine(look: Look) -> str:
-    if not look.quarantine:
+def _quarantine(found: Findings) -> str:
+    if not found.quarantine:
         return '<section id="quarantine"><h2>Quarantine</h2><p>No clip is in quarantine.</p></section>'
-    total = sum(group.clips for group in look.quarantine)
+    total = sum(group.clips for group in found.quarantine)
     rows = []
-    for group in look.quarantine:
+    for group in found.quarantine:
         examples = "<br>".join(
             f"<code>{escape(key)}</code> {escape(message[:MESSAGE])}{'…' if len(message) > MESSAGE else ''}"
             for key, message in group.examples
@@ -154,21 +160,23 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _spreads(look: Look) -> str:
-    if not look.spreads:
+def _spreads(found: Findings) -> str:
+    if not found.spreads:
         return '<section id="numbers"><h2>Distributions</h2><p>No clip is packed.</p></section>'
     how = (
-        f"Durations are those of all {look.clips:,} packed clips, the others of {look.sampled:,} of them"
-        f"{'' if look.sampled == look.clips else f', drawn at random (seed {look.seed})'}."
+        f"Durations are those of all {found.clips:,} packed clips, the others of {found.sampled:,} of them, drawn at "
+        f"random (seed {found.seed})."
+        if found.sampled < found.clips
+        else f"Of all {found.clips:,} packed clips."
     )
     figures = {**FIGURES, **OF_FRAMES}
     shown = []
-    for name, spread in look.spreads.items():
+    for name, spread in found.spreads.items():
         unit = "frames" if name in OF_FRAMES else "clips"
         words = f"{figures[name].about} {_summary(spread, figures[name].unit, unit)}"
         shown.append(_figure(figures[name].label, histogram(figures[name], spread), words))
-    if look.units:
-        shown.append(_figure("Units by rank", ranks(look.units), _units(look.units)))
+    if found.units:
+        shown.append(_figure("Units by rank", ranks(found.units), _units(found.units)))
     return (
         f'<section id="numbers"><h2>Distributions</h2><p class="soft">{how}</p>'
         f'<div class="numbers">{"".join(shown)}</div></section>'
@@ -194,12 +202,12 @@ def _units(units: Units) -> str:
     )
 
 
-def _clips(look: Look, parts: Sequence[str]) -> str:
+def _clips(found: Findings, parts: Sequence[str]) -> str:
     if not parts:
         return '<section id="clips"><h2>Clips</h2><p>None to show.</p></section>'
-    worst = sum(why != ["drawn at random"] for why in look.chosen.values())
+    worst = sum(why != ["drawn at random"] for why in found.chosen.values())
     how = (
-        f"{worst} at the bad ends of the {look.sampled:,} clips that were looked at, one of each figure in turn, then "
+        f"{worst} at the bad ends of the {found.sampled:,} clips that were looked at, one of each figure in turn, then "
         "clips at random. Worst clips are extremes by design: judge the dataset by the distributions. Press a picture "
         "to hear it from there; keys: <kbd>j</kbd> and <kbd>k</kbd> go to the next clip and back."
     )
