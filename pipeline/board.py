@@ -153,12 +153,13 @@ class Board:
         self._say(f"{key}: to quarantine by {task.stage} ({reason.value}): {message}")
 
     def cluster(self, nodes: Sequence[Node]) -> None:
-        """The machines that there are now, or were."""
+        """The machines that there are now, or were; told every few seconds, also while nobody works."""
         for node, alive in self._machines.see(nodes, monotonic()):
             kind = {"kind": node.kind, "cpus": node.cpus, "gpus": node.gpus}
             self._tell("node", host=node.host, node=node.id, alive=alive, **kind)
             if not alive:
                 metrics.node_lost(node.kind)
+        self._show()
 
     def note(self, text: str) -> None:
         """A line for the user."""
