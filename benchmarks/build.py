@@ -31,7 +31,7 @@ from pipeline.synthetic.corpus import write_corpus
 from shards.dataset import Dataset
 
 WORKERS = 2
-OVERHEADS = ("start", "networks", "read, write", "pack", "hand over", "idle", "end")
+OVERHEADS = ("source", "ray", "worker", "networks", "read, write", "pack", "hand over", "idle", "end")
 
 
 def built(
@@ -68,21 +68,25 @@ def at_work(events: Sequence[Mapping[str, Any]]) -> float:
 def account(ended: Ended, record: RunRecord) -> dict[str, float]:
     """Worker seconds by what they went into; they add up to the wall clock times the workers.
 
-    compute: inside the stages, the fit of centroids among them. start: until the first task is given out: imports, the
-    look at the source, Ray, the first worker. networks: loading them. read, write: columns, their decoding and
-    encoding. pack: packed shards. hand over: from the driver to the worker and back. idle: without a task while others
-    have one, a worker's own start among them. end: from the last task on: commit, the end of Ray.
+    compute: inside the stages, the fit of centroids among them. source: imports, the look at dataset and source, the
+    digests of media. ray: its start, and the plan. worker: until the first one has a task. networks: loading them.
+    read, write: columns, their decoding and encoding. pack: packed shards. hand over: from the driver to the worker and
+    back. idle: without a task while others have one, a worker's own start among them. end: from the last task on:
+    commit, the end of Ray.
     """
     stages = {name: stage for name, stage in record.stages.items() if name != "pack"}
     inside = sum(stage.seconds for stage in stages.values())
     compute, setup = (sum(getattr(stage, what) for stage in stages.values()) for what in ("compute", "setup"))
     pack = record.stages["pack"].seconds
+    ready = min(event["at"] for event in ended.of("begin"))
     first = min(event["at"] for event in ended.of("given"))
     last = max(event["at"] for event in ended.of("done"))
     busy = at_work(ended.events)
     return {
         "compute": compute,
-        "start": WORKERS * (first - ended.begin),
+        "source": WORKERS * (ended.listed - ended.begin),
+        "ray": WORKERS * (ready - ended.listed),
+        "worker": WORKERS * (first - ready),
         "networks": setup,
         "read, write": inside - compute - setup,
         "pack": pack,

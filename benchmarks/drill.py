@@ -12,6 +12,8 @@ poisoned, of one in which the same stage refuses the same clip.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from shards.storage import TEMPORARY
 from shards.verify import verify
 from tests.two_nodes import Cluster
 
-SETTINGS = ("pack.shard_clips=6", "speech.clusters=20", "run.clip_timeout=10", "run.memory_gb=2.5")
+SETTINGS = ("pack.shard_clips=6", "speech.clusters=20", "run.clip_timeout=20", "run.memory_gb=2.5")
 REJOIN = 5.0
 """Seconds from the loss of a node to the start of one that replaces it."""
 
@@ -52,8 +54,8 @@ class Scenario:
     """A disturbed build.
 
     Attributes:
-        blows: share of the tasks that are done, and what happens then: `lose` a node, `kill` a worker, `join` for
-            another node `REJOIN` seconds later.
+        blows: share of the tasks that are done, and what happens then: `lose` a node, `freeze` one, `thaw` it, `kill`
+            a worker, `join` for another node `REJOIN` seconds later.
     """
 
     name: str
@@ -69,6 +71,7 @@ SCENARIOS = (
     Scenario("node lost, another joins", blows=((0.4, "lose"), (0.4, "join"))),
     Scenario("node lost for good", blows=((0.4, "lose"),)),
     Scenario("two nodes lost, one after the other", blows=((0.2, "lose"), (0.2, "join"), (0.6, "lose"), (0.6, "join"))),
+    Scenario("node out of reach, comes back", blows=((0.3, "freeze"), (0.7, "thaw"))),
     Scenario("worker killed", blows=((0.3, "kill"),)),
     Scenario("workers killed, five times", blows=tuple((share, "kill") for share in (0.1, 0.25, 0.4, 0.55, 0.7))),
     Scenario("worker kills itself once", (Fault("landmarks", 2, "kill_once", ""),)),
@@ -99,7 +102,7 @@ class Outcome:
 
     Attributes:
         seconds: wall clock of the build; `times`: over the undisturbed one.
-        lost: (why, seconds of work) of each worker that was lost.
+        lost: (why, stage, seconds of work) of each worker that was lost.
         quarantine: stage, reason and message of the poisoned clips.
         wrong: what is not as it has to be.
     """
@@ -107,7 +110,7 @@ class Outcome:
     name: str
     seconds: float = 0.0
     times: float = 0.0
-    lost: list[tuple[str, float]] = field(default_factory=list)
+    lost: list[tuple[str, str, float]] = field(default_factory=list)
     quarantine: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
@@ -125,6 +128,7 @@ class Drill:
         self._plan = folder / "stages.json"
         self._references: dict[frozenset[tuple[str, int]], tuple[Dataset, float]] = {}
         self._tasks = 0
+        self._frozen = ""
         self._builds = 0
         self.cluster = Cluster((1, 1), stage_env(self._plan))
         self.keys = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.mp4"))
@@ -163,7 +167,7 @@ class Drill:
                 self._strike(blow)
         ended = build.finish()
         outcome = Outcome(scenario.name, round(ended.seconds, 1), round(ended.seconds / plain, 2))
-        outcome.lost = [(event["why"], event["seconds"]) for event in ended.of("lost")]
+        outcome.lost = [(event["why"], event["stage"], event["seconds"]) for event in ended.of("lost")]
         self._check(scenario, ended, dataset, expected, outcome)
         self.cluster.add(*[1] * (2 - len(self.cluster.nodes)))
         return outcome
@@ -191,6 +195,11 @@ class Drill:
             self.cluster.add(1)
         elif blow == "lose":
             self.cluster.lose(self.cluster.nodes[0])
+        elif blow == "freeze":
+            self._frozen = self.cluster.nodes[0]
+            self.cluster.freeze(self._frozen)
+        elif blow == "thaw":
+            self.cluster.thaw(self._frozen)
         else:
             self.cluster.kill_worker()
 
@@ -200,7 +209,8 @@ class Drill:
             return
         if shards_of(dataset) != shards_of(expected):
             outcome.wrong.append("packed shards differ from the undisturbed build's")
-        outcome.wrong += verify(dataset.uri).problems
+        with contextlib.redirect_stderr(io.StringIO()):
+            outcome.wrong += verify(dataset.uri).problems
         rows = {row.key: row for row in dataset.quarantine()}
         poisoned = {self.keys[fault.place]: fault for fault in scenario.faults if fault.reason}
         others = {row.key: row.reason for row in expected.quarantine() if row.key not in poisoned}
@@ -231,9 +241,9 @@ def rows_of(outcomes: Sequence[Outcome], plain: float) -> list[str]:
     lines = [f"{'':<37}{'seconds':>8}{'times':>7}  {'work lost, s':<24}result"]
     lines.append(f"{'undisturbed':<37}{plain:>8.1f}{1:>7.2f}")
     for one in outcomes:
-        lost = ", ".join(f"{why} {seconds:.1f}" for why, seconds in one.lost)
+        lost = ", ".join(f"{why} {seconds:.1f}" for why, _, seconds in one.lost)
         lines.append(
-            f"{one.name:<37}{one.seconds:>8.1f}{one.times:>7.2f}  {lost:<24}{'; '.join(one.wrong) or 'same bytes'}"
+            f"{one.name:<37}{one.seconds:>8.1f}{one.times:>7.2f}  {lost:<24}  {'; '.join(one.wrong) or 'same bytes'}"
         )
         lines += [f"    {key}: {stage} {reason}: {message}" for key, (stage, reason, message) in one.quarantine.items()]
     return lines

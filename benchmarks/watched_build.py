@@ -32,6 +32,7 @@ class Ended:
     Attributes:
         begin, end: Unix time of the process's start and end.
         events: JSON events, each with `at`, its Unix time.
+        listed: Unix time when the media of the source had been read.
         said: other lines on standard error.
         peak: most bytes that the driver held.
     """
@@ -41,6 +42,7 @@ class Ended:
     end: float
     summary: dict[str, Any]
     events: list[dict[str, Any]]
+    listed: float
     said: str
     peak: int
 
@@ -79,7 +81,7 @@ class WatchedBuild:
         self._said: list[str] = []
         self._output: list[str] = []
         self._peak = 0
-        self._begin = time.time()
+        self._begin = self._listed = time.time()
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **(env or {})},
@@ -119,7 +121,7 @@ class WatchedBuild:
             thread.join()
         summary = json.loads(self._output[-1]) if self._output and self.process.returncode == 0 else {}
         said = "".join(self._said)
-        return Ended(self.process.returncode, self._begin, end, summary, self._events, said, self._peak)
+        return Ended(self.process.returncode, self._begin, end, summary, self._events, self._listed, said, self._peak)
 
     def _listen(self) -> None:
         assert self.process.stderr
@@ -129,6 +131,8 @@ class WatchedBuild:
                 self._events.append({**event, "at": _unix(event["time"])})
             else:
                 self._said.append(line)
+                if line.startswith("read source"):
+                    self._listed = time.time()
 
     def _read(self) -> None:
         assert self.process.stdout

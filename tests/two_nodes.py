@@ -123,14 +123,23 @@ class Cluster:
 
     def lose(self, node: str) -> None:
         """End a node as a power cut does: all its processes, none of which can say anything."""
-        pids = self.processes(node)
-        # Standing still first, none sees another one's end.
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        self.freeze(node)  # so that none sees another one's end
+        self._signal(node, signal.SIGKILL)
         end(f"{self._mark}/{node}\0")
+
+    def freeze(self, node: str) -> None:
+        """Let a node stand still, as one that the network has lost: it does not answer, and knows nothing of it."""
+        self._signal(node, signal.SIGSTOP)
         self.nodes.remove(node)
+
+    def thaw(self, node: str) -> None:
+        """Let a node that stood still go on."""
+        self._signal(node, signal.SIGCONT)
+
+    def _signal(self, node: str, number: int) -> None:
+        for pid in self.processes(f"{node}\0"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def close(self) -> None:
         """End all nodes and remove their files."""
