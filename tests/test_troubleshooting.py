@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 RAY = "Ray's own words"
 RAYS_FILES = (
+    "_private/authentication/authentication_constants.py",
     "_private/node.py",
     "_private/services.py",
     "_private/utils.py",
