@@ -161,6 +161,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
 
+    start: Any = get_or_create_head_node
     home = tmp_path_factory.mktemp("home")
     calls: list[dict[str, Any]] = []
     call = botocore.client.BaseClient._make_api_call
@@ -186,7 +187,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
         found = Launch(config)
 
         machine = Machine()
-        get_or_create_head_node(copy.deepcopy(config), str(CLUSTER), False, False, True, None, _runner=machine)
+        start(copy.deepcopy(config), str(CLUSTER), False, False, True, None, _runner=machine)
         found.asked["head"], found.ran["head"] = calls.pop(), machine.ran
 
         provider = node_provider.AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -256,6 +257,7 @@ def test_what_runs_on_a_node(launch: Launch, kind: str, build: str) -> None:
     assert f":{CHECKOUT} " in container
     assert "--ulimit nofile=65536:65536" in container
     assert f"--env AWS_REGION={launch.config['provider']['region']} " in container
+    assert "--env RAY_AUTH_MODE=disabled " in container
     assert any(f"install.sh {build}" in command for command in ran)
     assert not any(f"install.sh {'gpu' if build == 'cpu' else 'cpu'}" in command for command in ran)
 
@@ -298,6 +300,14 @@ def test_roles_open_the_bucket_and_no_more(launch: Launch) -> None:
 
 
 # What Ray makes of deploy/kuberay.yaml
+
+
+def test_only_the_namespace_and_the_operator_reach_ray() -> None:
+    [policy] = [tree["spec"] for tree in manifests() if tree["kind"] == "NetworkPolicy"]
+    assert policy["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}  # KubeRay's label, on all its pods
+    inside, metrics = policy["ingress"]
+    assert all("podSelector" in source or "namespaceSelector" in source for source in inside["from"])
+    assert metrics == {"ports": [{"port": 8080}]}
 
 
 def test_rays_own_reading_of_the_manifest() -> None:
@@ -386,6 +396,7 @@ def test_the_manifest_has_the_shape_of_a_ray_cluster() -> None:
         assert {"name": "metrics", "containerPort": 8080} in container["ports"]
         assert group["rayStartParams"]["metrics-export-port"] == "8080"
         assert {"name": "RAY_START_ULIMIT_OPEN_FILES", "value": "65536"} in container["env"]
+        assert {"name": "RAY_AUTH_MODE", "value": "disabled"} in container["env"]
     gpu = spec["workerGroupSpecs"][1]["template"]["spec"]
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in gpu["tolerations"]
     capacity = [
