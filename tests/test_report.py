@@ -227,21 +227,24 @@ def test_nothing_packed_makes_a_page_all_the_same(tmp_path: Path, capsys: pytest
 
 
 def test_damage_costs_the_clips_that_it_hit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = toy_dataset(tmp_path / "ds", [[20, 20], [30], [40]])
+    dataset = toy_dataset(tmp_path / "ds", [[20, 20, 25], [30], [40]])
     first, second, _ = dataset.index().shards
     (tmp_path / "ds" / second.name).unlink()
     data = bytearray((tmp_path / "ds" / first.name).read_bytes())
     offset, size = first.clips[0].members["pitch"]
     data[offset : offset + size] = bytes(size)
+    offset, size = first.clips[1].members["energy"]
+    data[offset : offset + size] = data[offset : offset + size].replace(b"<f4", b"<i4")
     (tmp_path / "ds" / first.name).write_bytes(data)
     page = tmp_path / "r.html"
     assert main(["report", dataset.uri, "-o", str(page)]) == 1
     captured = capsys.readouterr()
-    assert "2 of 4 packed clips looked at" in captured.out
+    assert "2 of 5 packed clips looked at" in captured.out
     assert "pitch: damaged npy" in captured.err
+    assert "energy: dtype int32" in captured.err
     assert f"{second.name}: missing" in captured.err
     assert "Traceback" not in captured.err
-    assert "2 clips could not be read" in page.read_text()
+    assert "3 clips could not be read" in page.read_text()
     assert page.read_text().count("<article") == 2
     for shard in dataset.index().shards:
         (tmp_path / "ds" / shard.name).unlink(missing_ok=True)

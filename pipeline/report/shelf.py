@@ -14,7 +14,7 @@ from shards.dataset import ClipRow, Dataset, QuarantineRow
 from shards.errors import UserError
 from shards.manifest import Index, Manifest, PackedClip, PackedShard
 from shards.reader import read_places
-from shards.schema import FIELDS
+from shards.schema import FIELDS, SchemaError, check_sample
 
 GAP = 64 << 10
 """Bytes between two small fields of a clip that are not fetched along: the pictures."""
@@ -133,5 +133,10 @@ class Shelf:
         values: dict[str, Any] = {}
         for place in self.places(key, names):
             gap = GAP if small else None
-            values |= read_places(self.dataset, place.tar, place.members, key, place.frames, place.raw, gap)
+            found = read_places(self.dataset, place.tar, place.members, key, place.frames, place.raw, gap)
+            try:
+                check_sample(found, place.frames)
+            except SchemaError as error:
+                raise UserError(f"{self.dataset.uri}/{place.tar}: {key}: {error}; run `f2v verify`") from None
+            values |= found
         return values
