@@ -3,8 +3,6 @@ in the dataset as a run record."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -13,11 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline import metrics
-from pipeline.board_lines import last_line, log_lines, screen_lines
+from pipeline.board_lines import State
 from pipeline.config import BuildConfig
 from pipeline.cost import Look, Node
 from pipeline.estimate import Estimate
 from pipeline.machines import Machines
+from pipeline.outlet import Outlet
 from pipeline.pack import Packed
 from pipeline.recordings import Scan
 from pipeline.registry import KINDS, make_stage
@@ -32,19 +31,15 @@ from pipeline.run_record import (
     versions,
     write_run,
 )
-from pipeline.screen import Screen, can_redraw
 from pipeline.stage import Reason
 from pipeline.tally import Tally, seconds_left
 from shards.dataset import Dataset
 from shards.manifest import ColumnRef
-from shards.progress import LOG_EVERY
 
 if TYPE_CHECKING:
     from pipeline.runner import Work
     from pipeline.worker import Done
 
-DRAW_EVERY = 0.2
-"""Seconds between two pictures on a terminal, at least."""
 ENDS = {
     "node": "is gone",
     "crash": "crashed",
@@ -70,11 +65,8 @@ class Board:
 
     def __init__(self, uri: str, config: BuildConfig, json: bool = False, quiet: bool = False) -> None:
         self._uri, self._config = uri, config
-        self._events, self._quiet = json, quiet
-        show = not quiet and not json and can_redraw(sys.stderr)
-        self._screen = Screen(sys.stderr) if show else None
         self._begin, self._utc = monotonic(), datetime.now(timezone.utc)
-        self._shown = self._begin
+        self._outlet = Outlet(json, quiet, self._begin)
         self.stages: dict[str, Tally] = {}
         self._clips: dict[str, int] = {}
         self._open: set[tuple[str, str]] = set()
@@ -96,7 +88,7 @@ class Board:
             self._open.add((task.stage, task.shard))
         self._share_out()
         stages = {name: tally.total for name, tally in self.stages.items()}
-        self._tell("begin", tasks=len(new), clips=stages)
+        self._outlet.tell("begin", tasks=len(new), clips=stages)
         self._export()
         self._show()
 
@@ -108,7 +100,7 @@ class Board:
     def given(self, task: Work, host: str) -> None:
         """A worker on `host` has the task."""
         self._tally(task.stage).given(task.shard, self._clips.get(task.shard, 1), monotonic())
-        self._tell("given", stage=task.stage, shard=task.shard, host=host)
+        self._outlet.tell("given", stage=task.stage, shard=task.shard, host=host)
         self._export()
 
     def looks(self, looks: Sequence[Look]) -> None:
@@ -128,12 +120,13 @@ class Board:
         self._tally(task.stage).finish(task.shard, clips, refused, done.ran, cost, monotonic())
         self._open.discard((task.stage, task.shard))
         took = {} if cost is None else {"cost": vars(cost)}
-        self._tell("done", stage=task.stage, shard=task.shard, ran=done.ran, clips=clips, refused=refused, **took)
+        self._outlet.tell(
+            "done", stage=task.stage, shard=task.shard, ran=done.ran, clips=clips, refused=refused, **took
+        )
         self._export()
-        if self._screen and not self._open:
-            self._screen.clear()  # whatever comes now may have something to show itself
-        else:
-            self._show()
+        self._show()
+        if not self._open:
+            self._outlet.clear()  # whatever comes now may have something to show itself
 
     def lost(self, task: Work, why: str, seconds: float, host: str) -> None:
         """A task lost its worker and waits again; `why`: node, crash, hang, memory or killed."""
@@ -141,30 +134,33 @@ class Board:
         self._lost[why] += 1
         self._lost_seconds[why] = self._lost_seconds.get(why, 0.0) + seconds
         metrics.lost(why)
-        self._tell("lost", stage=task.stage, shard=task.shard, why=why, seconds=round(seconds, 1), host=host)
+        self._outlet.tell("lost", stage=task.stage, shard=task.shard, why=why, seconds=round(seconds, 1), host=host)
         who = f"machine {host}" if why == "node" else f"a worker on {host}"
-        self._say(f"{who} {ENDS.get(why, why)}: {task.stage} {task.shard} begins again, {seconds:.0f} s of work lost")
+        self._outlet.say(
+            f"{who} {ENDS.get(why, why)}: {task.stage} {task.shard} begins again, {seconds:.0f} s of work lost",
+            self._state(monotonic()),
+        )
         self._export()
 
     def poison(self, task: Work, key: str, reason: Reason, message: str) -> None:
         """A clip that ended its worker too often is refused."""
         self._poison.append(PoisonClip(key=key, stage=task.stage, shard=task.shard, reason=reason.value))
-        self._tell("poison", stage=task.stage, shard=task.shard, key=key, reason=reason.value, message=message)
-        self._say(f"{key}: to quarantine by {task.stage} ({reason.value}): {message}")
+        self._outlet.tell("poison", stage=task.stage, shard=task.shard, key=key, reason=reason.value, message=message)
+        self._outlet.say(f"{key}: to quarantine by {task.stage} ({reason.value}): {message}", self._state(monotonic()))
 
     def cluster(self, nodes: Sequence[Node]) -> None:
         """The machines that there are now, or were; told every few seconds, also while nobody works."""
         for node, alive in self._machines.see(nodes, monotonic()):
             kind = {"kind": node.kind, "cpus": node.cpus, "gpus": node.gpus}
-            self._tell("node", host=node.host, node=node.id, alive=alive, **kind)
+            self._outlet.tell("node", host=node.host, node=node.id, alive=alive, **kind)
             if not alive:
                 metrics.node_lost(node.kind)
         self._show()
 
     def note(self, text: str) -> None:
         """A line for the user."""
-        self._tell("note", text=text)
-        self._say(text)
+        self._outlet.tell("note", text=text)
+        self._outlet.say(text, self._state(monotonic()))
 
     def record(self, outcome: Outcome, message: str = "") -> str | None:
         """Keep what this build was like in the dataset; None where it computed nothing.
@@ -181,8 +177,8 @@ class Board:
         except OSError as error:
             self.note(f"{self._uri}: the run record could not be written ({error})")
             return None
-        self._tell("progress", **self._progress(now))
-        self._tell("end", outcome=outcome, message=message, seconds=round(now - self._begin, 1), record=name)
+        self._outlet.tell("progress", **self._state(now).tree())
+        self._outlet.tell("end", outcome=outcome, message=message, seconds=round(now - self._begin, 1), record=name)
         return name
 
     def total_eta(self) -> float | None:
@@ -254,49 +250,13 @@ class Board:
             metrics.running(stage, len(tally.hand))
         metrics.workers(sum(len(tally.hand) for tally in self.stages.values()))
 
+    def _state(self, now: float) -> State:
+        return State(self.stages, now - self._begin, self.total_eta(), self._machines.alive())
+
     def _show(self) -> None:
         now = monotonic()
-        if self._quiet or now - self._shown < (DRAW_EVERY if self._screen else LOG_EVERY):
-            return
-        self._shown = now
-        if self._screen:
-            self._screen.draw(self._picture(now))
-        elif self._events:
-            self._tell("progress", **self._progress(now))
-        else:
-            for line in log_lines(self.stages, now - self._begin, self.total_eta(), self._machines.alive()):
-                print(line, file=sys.stderr, flush=True)
-
-    def _picture(self, now: float) -> list[str]:
-        assert self._screen
-        size = self._screen.size()
-        return screen_lines(self.stages, now - self._begin, self.total_eta(), self._machines.alive(), *size)
-
-    def _progress(self, now: float) -> dict[str, Any]:
-        eta, tallies = self.total_eta(), self.stages.values()
-        return {
-            "seconds": round(now - self._begin, 1),
-            "done": round(sum(tally.through() for tally in tallies), 1),
-            "total": sum(tally.total for tally in tallies),
-            "eta": None if eta is None else round(eta, 1),
-            "workers": sum(len(tally.hand) for tally in tallies),
-            "nodes": self._machines.alive(),
-            "stages": {name: tally.tree() for name, tally in self.stages.items()},
-        }
-
-    def _tell(self, event: str, **what: Any) -> None:
-        if self._events and not self._quiet:
-            line = json.dumps({"event": event, "time": stamp(datetime.now(timezone.utc)), **what})
-            print(line, file=sys.stderr, flush=True)
-
-    def _say(self, text: str) -> None:
-        if self._quiet or self._events:
-            return
-        if self._screen:
-            self._screen.clear()
-        print(text, file=sys.stderr, flush=True)
-        if self._screen and self._open:
-            self._screen.draw(self._picture(monotonic()))
+        if self._open and self._outlet.due(now):
+            self._outlet.show(self._state(now))
 
     def __enter__(self) -> Board:
         return self
@@ -304,10 +264,9 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._screen:
-            self._screen.clear()
-        elif kind is None and self._outcome == "done" and not self._quiet and not self._events and self.stages:
-            print(last_line(self.stages, monotonic() - self._begin), file=sys.stderr, flush=True)
+        self._outlet.clear()
+        if kind is None and self._outcome == "done" and self.stages:
+            self._outlet.last(self._state(monotonic()))
 
 
 def _refused(result: Any) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from pipeline.tally import Tally
 from pipeline.words import count
@@ -17,36 +19,70 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def log_lines(stages: Mapping[str, Tally], seconds: float, eta: float | None, nodes: int) -> list[str]:
+@dataclass(frozen=True)
+class State:
+    """A build at one moment: its stages, seconds since it began, seconds to go where they are known, machines."""
+
+    stages: Mapping[str, Tally]
+    seconds: float
+    eta: float | None
+    nodes: int
+
+    def done(self) -> float:
+        """Clip stages that are through."""
+        return sum(tally.through() for tally in self.stages.values())
+
+    def total(self) -> int:
+        """Clip stages that are known."""
+        return sum(tally.total for tally in self.stages.values())
+
+    def left(self) -> bool:
+        """Whether a task waits or is in hand."""
+        return any(tally.waiting or tally.hand for tally in self.stages.values())
+
+    def workers(self) -> int:
+        """Workers that have a task."""
+        return sum(len(tally.hand) for tally in self.stages.values())
+
+    def tree(self) -> dict[str, Any]:
+        """For a progress event."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "done": round(self.done(), 1),
+            "total": self.total(),
+            "eta": None if self.eta is None else round(self.eta, 1),
+            "workers": self.workers(),
+            "nodes": self.nodes,
+            "stages": {name: tally.tree() for name, tally in self.stages.items()},
+        }
+
+
+def log_lines(state: State) -> list[str]:
     """One line per stage that somebody is at, and one for all."""
     lines = [
-        f"{name}: {tally.through():.0f}/{tally.total} {_unit(name)}, {', '.join(_words(tally))}"
-        for name, tally in stages.items()
+        f"{name}: {tally.through():.0f}/{tally.total} {'recordings' if name == 'segment' else 'clips'}, "
+        + ", ".join(_words(tally))
+        for name, tally in state.stages.items()
         if tally.hand
     ]
-    return [*lines, ", ".join([last_line(stages, seconds), *_all(stages, eta, nodes)])]
+    return [*lines, ", ".join([last_line(state), *_all(state)])]
 
 
-def last_line(stages: Mapping[str, Tally], seconds: float) -> str:
+def last_line(state: State) -> str:
     """`build: 120/960 clip stages, 34 s`."""
-    scans = all(name == "segment" for name in stages)
-    done, total = sum(tally.through() for tally in stages.values()), sum(tally.total for tally in stages.values())
-    return f"build: {done:.0f}/{total} {'recordings' if scans else 'clip stages'}, {seconds:.0f} s"
+    unit = "recordings" if all(name == "segment" for name in state.stages) else "clip stages"
+    return f"build: {state.done():.0f}/{state.total()} {unit}, {state.seconds:.0f} s"
 
 
-def screen_lines(
-    stages: Mapping[str, Tally], seconds: float, eta: float | None, nodes: int, columns: int, rows: int
-) -> list[str]:
+def screen_lines(state: State, columns: int, rows: int) -> list[str]:
     """A line per stage, and one for all; on a terminal of few rows the stages that are through give way."""
-    shown = dict(stages)
+    shown = dict(state.stages)
     if len(shown) + 2 > rows:
-        shown = {name: tally for name, tally in stages.items() if tally.hand or tally.through() < tally.total}
+        shown = {name: tally for name, tally in shown.items() if tally.hand or tally.through() < tally.total}
     if len(shown) + 2 > rows:
         shown = {name: tally for name, tally in shown.items() if tally.hand}
     lines = [_line(name, tally.through(), tally.total, _words(tally), columns) for name, tally in shown.items()]
-    done, total = sum(tally.through() for tally in stages.values()), sum(tally.total for tally in stages.values())
-    words = [clock(seconds), *_all(stages, eta, nodes)]
-    return [*lines, _line("all", done, total, words, columns)]
+    return [*lines, _line("all", state.done(), state.total(), [clock(state.seconds), *_all(state)], columns)]
 
 
 def _line(name: str, done: float, total: int, words: list[str], columns: int) -> str:
@@ -75,11 +111,7 @@ def _words(tally: Tally) -> list[str]:
     return words
 
 
-def _all(stages: Mapping[str, Tally], eta: float | None, nodes: int) -> list[str]:
-    workers = sum(len(tally.hand) for tally in stages.values())
-    words = [f"ETA {clock(eta)}"] if eta is not None else []
-    return [*words, f"{count(workers, 'worker')} on {count(nodes, 'machine')}" if nodes else count(workers, "worker")]
-
-
-def _unit(stage: str) -> str:
-    return "recordings" if stage == "segment" else "clips"
+def _all(state: State) -> list[str]:
+    words = [f"ETA {clock(state.eta)}"] if state.eta is not None else []
+    workers = count(state.workers(), "worker")
+    return [*words, f"{workers} on {count(state.nodes, 'machine')}" if state.nodes else workers]
