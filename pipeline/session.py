@@ -39,11 +39,15 @@ _STARTS = 3
 
 @contextmanager
 def ray_session(run: RunConfig) -> Iterator[None]:
-    """Connect to the cluster of `run`, or start Ray on this machine for the time of the block.
+    """Connect to the cluster of `run`, or start Ray on this machine for the time of the block. A session that this
+    process has open already is used, and stays.
 
     Raises:
         UserError: no cluster answers at the address.
     """
+    if ray.is_initialized():
+        yield
+        return
     printed = sys.stdout
     sys.stdout = _Output(printed)
     # Ray takes SIGTERM for itself; who called us keeps it.

@@ -5,7 +5,7 @@ file, read when the module of a stage is imported:
 
     {"faults": [{"stage": "energy", "key": "train/s1/bbaf2n", "what": "segfault"}], "trivial": false}
 
-A fault may have `once`: a path; the fault happens to whoever creates that file, and never again. `what` is one of
+The key "" stands for the stage's set-up. A fault may have `once`: a path; the fault happens to whoever creates that file, and never again. `what` is one of
 `FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros, without any network. With `first`, a
 path, the first clip that comes out of a stage anywhere leaves the time there.
 """
@@ -113,6 +113,13 @@ def suffer(faults: Sequence[dict[str, Any]], key: str) -> None:
 
 def poison(kind: Any, faults: Sequence[dict[str, Any]]) -> None:
     """Lay faults upon a stage: where it starts on the clip, or, where it works on batches, takes it into one."""
+    setup = kind.setup
+
+    def poisoned_setup(stage: Any) -> None:
+        suffer(faults, "")
+        setup(stage)
+
+    kind.setup = poisoned_setup
     if "process" in vars(kind):
         _poison_batches(kind, faults)
         return
