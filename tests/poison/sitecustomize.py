@@ -5,9 +5,9 @@ file, read when the module of a stage is imported:
 
     {"faults": [{"stage": "energy", "key": "train/s1/bbaf2n", "what": "segfault"}], "trivial": false}
 
-The key "" stands for the stage's set-up. A fault may have `once`: a path; the fault happens to whoever creates that file, and never again. `what` is one of
-`FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros, without any network. With `first`, a
-path, the first clip that comes out of a stage anywhere leaves the time there.
+The key "" stands for the set-up of the stage. A fault may have `once`: a path; it happens to whoever creates that file,
+and never again. `what` is one of `FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros,
+without any network. With `first`, a path, the first clip that comes out of a stage anywhere leaves the time there.
 """
 
 from __future__ import annotations
