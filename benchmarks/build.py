@@ -135,7 +135,14 @@ def overhead(folder: Path, source: Path, settings: Sequence[str]) -> dict[str, A
         "worker_seconds": parts,
         "idle": idle_by_phase(ended),
         "overhead": 1 - parts["compute"] / capacity,
-        "stages": {name: stage.compute for name, stage in record.stages.items()},
+        "stages": {
+            name: {
+                "compute": stage.compute,
+                "networks": stage.setup,
+                "read, write": stage.seconds - stage.compute - stage.setup,
+            }
+            for name, stage in record.stages.items()
+        },
         "load": os.getloadavg()[0],
     }
 
@@ -196,8 +203,10 @@ def show_overhead(facts: Mapping[str, Any]) -> list[str]:
     lines += [
         f"  {name:<14}{seconds:>8.1f} s{seconds / total:>8.1%}" for name, seconds in facts["worker_seconds"].items()
     ]
-    idle = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["idle"].items())
-    return [*lines, f"idle: {idle}"]
+    for what in ("networks", "read, write"):
+        parts = sorted(((stage[what], name) for name, stage in facts["stages"].items()), reverse=True)
+        lines.append(f"{what}: {', '.join(f'{name} {seconds:.1f} s' for seconds, name in parts if seconds >= 0.05)}")
+    return [*lines, f"idle: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in facts['idle'].items())}"]
 
 
 def show_growth(facts: Mapping[int, Mapping[str, Any]]) -> list[str]:

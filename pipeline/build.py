@@ -18,6 +18,7 @@ from pipeline.plan import Plan
 from pipeline.recipes import Recipes, missing_networks, plan_with, stage_recipes, supply
 from pipeline.recordings import Scan
 from pipeline.registry import STAGES
+from pipeline.run_record import last_run
 from pipeline.selection import Selection, refuse_waiting
 from pipeline.stage import Reason
 from pipeline.survey import Survey, Wanted, cut_words, survey
@@ -133,7 +134,7 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int, 
     plan = plan_with(there, recipes, selection, again)
     crew = Crew(site, config, there.shards)
     if any(row for row in plan.cells.values()):
-        site.board(config).expect(estimate(plan, there.shards, manifest, config))
+        site.board(config).expect(estimate(plan, there.shards, manifest, config, last_run(dataset)))
 
     def follow(book: Codebook | None) -> tuple[list[Work], str | None]:
         nonlocal recipes, plan
@@ -143,13 +144,15 @@ def _build(there: Survey, recipes: Recipes, selection: Selection, scanned: int, 
         plan = plan_with(there, recipes, selection, again)
         return [*plan.tasks(), *_packs(there, recipes, plan)], book.name if book else None
 
+    given = keep_given(dataset, config.speech) if "speech" in selection.stages() else None
     if recipes.known["speech"] is None and "speech" in selection.stages():
         sound, fit = _fit(there, recipes)
         crew.run([*sound, fit, *plan.tasks()], None, follow)
     else:
         tasks: list[Work] = [*plan.tasks(), *_packs(there, recipes, plan)]
-        crew.run(tasks, recipes.book.name if recipes.book else None)
-    given = keep_given(dataset, config.speech) if "speech" in selection.stages() else None
+        used = given or recipes.book
+        crew.run(tasks, used.name if used else None)
+    site.dismiss()
     book = given or recipes.book or (manifest.codebook if manifest else None)
     after, changed = commit_build(there, plan, recipes.known, crew.columns, crew.packed, book)
     kept = sum(cell.state == "fresh" for row in plan.cells.values() for cell in row.values())

@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,14 @@ from shards.storage import Conflict
 
 SAMPLED = 4
 """Sound that is encoded for a fit, as a multiple of the frames that it takes."""
+
+
+class Watch(Protocol):
+    """Ends the process that does not come on."""
+
+    def beat(self) -> None: ...
+
+    def rest(self) -> None: ...
 
 
 class FitTask(Config):
@@ -130,12 +138,12 @@ def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildCo
     return book
 
 
-def fit(dataset: Dataset, task: FitTask, config: BuildConfig, beat: Callable[[], None]) -> tuple[Codebook | None, str]:
+def fit(dataset: Dataset, task: FitTask, config: BuildConfig, watch: Watch) -> tuple[Codebook | None, str]:
     """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
     build that was stopped did so; None without any sound. Beside it, a line on the fit; empty where there was none.
 
     Args:
-        beat: is called for each clip.
+        watch: hears of each clip, and of the clustering, which may take long.
 
     Raises:
         UserError: fewer frames of sound than clusters.
@@ -150,7 +158,7 @@ def fit(dataset: Dataset, task: FitTask, config: BuildConfig, beat: Callable[[],
     inputs = hashlib.sha256("".join([key, *(column.sha256 for column in columns)]).encode()).hexdigest()[:16]
     name = f"codebooks/units-{inputs}.npy"
     if not dataset.store.exists(name):
-        data, note = _fit(dataset, columns, config, task.kept, beat)
+        data, note = _fit(dataset, columns, config, task.kept, watch)
         # Another build may fit the same at the same time, on another kind of processor: the first one counts.
         with contextlib.suppress(Conflict):
             dataset.store.swap(name, data, None)
@@ -163,7 +171,7 @@ def _fit(
     columns: Sequence[Column],
     config: BuildConfig,
     kept: Mapping[str, str],
-    beat: Callable[[], None],
+    watch: Watch,
 ) -> tuple[bytes, str]:
     """Centroids as npy, and how they fit."""
     speech = config.speech
@@ -174,10 +182,11 @@ def _fit(
 
     def rounded() -> Iterator[Floats]:
         for values in _features(dataset, clips, stored, config):
-            beat()
+            watch.beat()
             yield values.astype(np.float16).astype(np.float32)
 
     features = sample_features(rounded(), speech.fit_frames, speech.seed)
+    watch.rest()
     centroids = fit_codebook(features, speech.clusters, speech.seed, speech.reassignment)
     report = describe_codebook(features, centroids)
     buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from pipeline.worker import Done
 from shards.errors import UserError
 
 STRAYS = 10
-"""So often a task may lose its worker to the hunger of others."""
+"""So often a task may lose its worker to the hunger of others, or its machine."""
 _REASONS = {"crash": Reason.CRASH, "killed": Reason.CRASH, "hang": Reason.HANG, "memory": Reason.MEMORY}
 _SHORT_OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY", "OutOfMemoryError")
 """How Ray says that its own monitor ended a worker."""
@@ -58,9 +58,9 @@ class Death:
 
     @classmethod
     def of(cls, inquest: Inquest, notes: Notes | None) -> Death:
-        """By the notes that it left, or by Ray's words where it left none."""
+        """By the notes that it left; None where its machine has none."""
         if notes is None:
-            return cls("node", (), inquest.seconds, 0, "")
+            return cls("killed", (), inquest.seconds, 0, "")
         low = any(words in inquest.error for words in _SHORT_OF_MEMORY)
         why = notes.why or ("memory" if low else "killed")
         clips = inquest.job.order.clips
@@ -86,6 +86,13 @@ def judge(job: Job, death: Death, kind_share: float, run: RunConfig) -> Verdict:
         UserError: workers die of this task again and again, and no clip can be blamed.
     """
     if death.why == "node":
+        job.machines += 1
+        if job.machines > STRAYS:
+            raise UserError(
+                f"{_where(job)}: lost its machine {job.machines} times; either it takes longer than such machines last "
+                "(pack.shard_clips makes smaller shards of new clips), or it takes them with it (memory); build again "
+                "to resume"
+            )
         return Verdict()
     if death.low and death.rss < kind_share:
         job.strays += 1

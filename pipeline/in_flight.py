@@ -26,6 +26,8 @@ _HEAD = struct.Struct("<ddQ")
 _WAITING, _IN_HAND, _DONE = range(3)
 _EVERY = 0.5
 """Seconds between looks at memory."""
+_PREPARATION = 1800.0
+"""Seconds within which networks are loaded."""
 _STALE = 3600.0
 """Seconds after which notes of a process that is gone may go, whether or not anybody read them."""
 _WORKER = str(Path("pipeline", "worker.py"))
@@ -110,11 +112,11 @@ class Hand:
 
     def beat(self) -> None:
         """A sign of life: the time that is allowed begins anew."""
-        self.changed = time.monotonic()
-        if self._map is not None:
-            struct.pack_into("<d", self._map, 8, time.time())
-        # C code of its own thread, which needs no lock of Python's.
-        faulthandler.dump_traceback_later(self._timeout, exit=True, file=self._words)
+        self._watch(self._timeout)
+
+    def prepare(self) -> None:
+        """Networks are loaded, or columns looked for, which may take longer than a clip."""
+        self._watch(max(self._timeout, _PREPARATION))
 
     def rest(self) -> None:
         """No clip is worked on: time does not count."""
@@ -125,6 +127,13 @@ class Hand:
         self.done = self.total = self.refused = 0
         self.changed = time.monotonic()
         self._last = self.changed
+
+    def _watch(self, seconds: float) -> None:
+        self.changed = time.monotonic()
+        if self._map is not None:
+            struct.pack_into("<d", self._map, 8, time.time())
+        # C code with a thread of its own, which needs no lock of Python's.
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._words)
 
     def _mark(self, place: int, state: int) -> None:
         if self._map is not None:

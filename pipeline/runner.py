@@ -157,10 +157,16 @@ class Runner:
     def _close_inquest(self, call: Any, schedule: Schedule, on_done: Callable[[Work, Done], Sequence[Order]]) -> None:
         inquest = self._inquests.pop(call)
         notes = None
-        # No notes: its machine is gone, or was started anew.
-        with contextlib.suppress(ray.exceptions.RayError, FileNotFoundError):
+        with contextlib.suppress(ray.exceptions.RayError, OSError):
             notes = ray.get(call, timeout=0)
-        self._judge(inquest, Death.of(inquest, notes), schedule, on_done)
+        self._see_cluster()
+        if notes is None and not self._is_there(inquest.member):
+            self._judge(inquest, _lost_node(inquest), schedule, on_done)
+        else:
+            self._judge(inquest, Death.of(inquest, notes), schedule, on_done)
+
+    def _is_there(self, member: Member) -> bool:
+        return any(node.id == member.node for node in self._pools.nodes)
 
     def _judge(
         self,
@@ -190,9 +196,11 @@ class Runner:
             # Calls to workers of the only node that there was never come back.
             raise UserError("ray: its node died (killed or out of memory); what is done is kept, build again")
         for call, inquest in [*self._inquests.items()]:
-            if now > inquest.until or inquest.member.node not in {node.id for node in self._pools.nodes}:
+            there = self._is_there(inquest.member)
+            if now > inquest.until or not there:
                 del self._inquests[call]
-                self._judge(inquest, Death("node", (), inquest.seconds, 0, ""), schedule, on_done)
+                death = Death.of(inquest, None) if there else _lost_node(inquest)
+                self._judge(inquest, death, schedule, on_done)
         asked = set(map(id, self._looks.values()))
         for member, _ in self._pools.busy.values():
             if id(member) not in asked:
@@ -229,6 +237,10 @@ class Runner:
                 f"ray: no room for a worker ({what}) in {self._run.wait_minutes:g} minutes (run.wait_minutes); the "
                 f"cluster has {machines}, which others may use; what is done is kept, build again to go on"
             )
+
+
+def _lost_node(inquest: Inquest) -> Death:
+    return Death("node", (), inquest.seconds, 0, "")
 
 
 def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:

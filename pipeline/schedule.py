@@ -28,6 +28,7 @@ class Job:
         rank: seconds, roughly, from its begin to the end of the longest chain that follows.
         strikes: key -> workers that died with this clip in hand.
         deaths: workers that died otherwise.
+        machines: that were lost with it.
         strays: workers that a machine short of memory took although they held no more than their share.
     """
 
@@ -36,6 +37,7 @@ class Job:
     rank: float = 0.0
     strikes: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
+    machines: int = 0
     strays: int = 0
 
     @property

@@ -16,7 +16,6 @@ from pipeline.recordings import Scan
 from pipeline.run_record import Outcome
 from pipeline.stage import Clip
 from pipeline.worker import Done, Order, Work
-from shards.errors import UserError
 from shards.manifest import Codebook, ColumnRef
 from shards.signals import Stopped
 
@@ -82,6 +81,11 @@ class Site:
             self._stack.callback(self._runner.close)
         return self._runner
 
+    def dismiss(self) -> None:
+        """Let all workers go; others may have use for their places."""
+        if self._runner is not None:
+            self._runner.close()
+
     def _connect(self, config: BuildConfig) -> None:
         if not self._connected:
             from pipeline.session import ray_session
@@ -98,7 +102,7 @@ class Site:
         # The board is closed first: what it shows must not tear what is said of the end.
         if self._board is not None:
             outcome: Outcome = "done" if kind is None else "stopped" if isinstance(value, Stopped) else "failed"
-            self._board.record(outcome, str(value) if isinstance(value, UserError) else "")
+            self._board.record(outcome, "" if value is None else str(value))
         self._stack.close()
 
 

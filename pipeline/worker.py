@@ -153,7 +153,7 @@ class Worker:
         """What came of it, seconds inside the stage, bytes of columns read and bytes written."""
         task, begin = order.task, time.perf_counter()
         if isinstance(task, FitTask):
-            book, note = fit(self._dataset, task, self._config, self._hand.beat)
+            book, note = fit(self._dataset, task, self._config, self._hand)
             return Done(book, bool(note), note=note), time.perf_counter() - begin, 0, book.bytes if book else 0
         if isinstance(task, SegmentTask):
             scan = load_record(self._dataset, Scan, f"{task.shard}.json")
@@ -168,6 +168,7 @@ class Worker:
             packed = pack_shard(self._dataset, task, self._columns(task), order.clips)
             size = packed.packed.bytes if packed.packed else 0
             return Done(packed, True), 0.0, size, size
+        self._hand.prepare()
         column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
         if column:
             return Done(column.ref(recipe_key(task.recipe)), False), 0.0, 0, 0
@@ -190,6 +191,7 @@ class Worker:
     def _scan(self, task: SegmentTask, recording: Clip) -> Scan:
         if self._detector is None:
             begin = time.perf_counter()
+            self._hand.prepare()
             faces = make_faces(self._config)
             _check(task.stage, task.recipe, scan_recipe(faces, self._config))
             faces.setup()
@@ -221,7 +223,9 @@ class Worker:
         if (name, reuse) not in self._stages:
             begin = time.perf_counter()
             centroids = local_copy(self._dataset.store, codebook) if codebook else None
-            stage = make_stage(KINDS[name], self._config, centroids)
+            # Centroids that the settings name lie on the machine that builds, and in the dataset.
+            speech = self._config.speech.model_copy(update={"centroids": centroids or self._config.speech.centroids})
+            stage = make_stage(KINDS[name], self._config.model_copy(update={"speech": speech}), None)
             _check(name, task.recipe, recipe_of(stage))
             if reuse:
                 stage.setup_reuse()

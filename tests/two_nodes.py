@@ -113,13 +113,16 @@ class Cluster:
         """Processes of a node, or of all, whose command line has `word`; workers have `ray::Worker`."""
         return marked(f"{self._mark}/{node}", word)
 
-    def kill_worker(self) -> bool:
-        """SIGKILL to one worker, if there is one to one that works; False where there is none."""
-        found = self.processes(word="ray::Worker.run") or self.processes(word="ray::Worker")
-        for pid in found[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(found)
+    def kill_worker(self, patience: float = 10) -> bool:
+        """SIGKILL to a worker that works; False where none does for `patience` seconds."""
+        last = time.monotonic() + patience
+        while not (found := self.processes(word="ray::Worker.run")):
+            if time.monotonic() > last:
+                return False
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[0], signal.SIGKILL)
+        return True
 
     def lose(self, node: str) -> None:
         """End a node as a power cut does: all its processes, none of which can say anything."""
