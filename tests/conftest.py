@@ -51,6 +51,8 @@ def cluster() -> str:
     port = free_ports(1)[0]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += ["--object-store-memory=268435456", "--include-dashboard=false", "--disable-usage-stats"]
+    # Ray tries its usual port for seconds where another Ray has it, and that of a test with its own would wait so too.
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(
         command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, start_new_session=True, **quiet
