@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeVar
 
 from pipeline.stage import Clip
 from shards.dataset import ClipRow
@@ -14,21 +14,14 @@ from shards.storage import Object, is_remote, open_uri
 
 Known = Mapping[tuple[str, int, str], str]
 """(uri, size, stamp) -> digest."""
+T = TypeVar("T")
+_UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 Facts = tuple[int, str, str]
 """Size, stamp and sha256 of a file; of one that cannot be read: 0 and twice nothing."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file to be read: what a listing said of it, if one did; and its digests, by size and stamp, as known."""
-
-    uri: str
-    found: Object | None
-    known: Mapping[tuple[int, str], str]
-
-
-Read = Callable[[Sequence[File]], Iterator[tuple[str, Facts]]]
-"""Reads files whole, unless they are known, and gives URI and facts of each, in any order."""
+Files = Sequence[tuple[str, Object | None]]
+"""URIs, each with what a listing said of it."""
+Read = Callable[[Files], Iterator[tuple[str, Facts]]]
+"""Reads files whole and gives URI and facts of each, in any order."""
 
 
 def known_digests(rows: Iterable[ClipRow | Clip]) -> Known:
@@ -51,21 +44,19 @@ def with_digests(
         OSError: a disk does not work.
     """
     uris = sorted({clip.uri for clip in clips})
+    named = {uri for uri, _, _ in known}
+    seen = {uri: objects.get(uri) for uri in uris}
+    # Of a file that was read before, and is in no listing, size and stamp are asked for first.
+    asked = [uri for uri, found in seen.items() if found is None and uri in named]
     facts: dict[str, Facts] = {}
-    by_uri: dict[str, dict[tuple[int, str], str]] = defaultdict(dict)
-    for (uri, size, stamp), digest in known.items():
-        by_uri[uri][size, stamp] = digest
-    unknown: list[File] = []
-    for uri in uris:
-        found = objects.get(uri)
-        seen = known.get((uri, found.size, found.stamp)) if found else None
-        if found and seen:
-            facts[uri] = found.size, found.stamp, seen
-        else:
-            unknown.append(File(uri, found, by_uri.get(uri, {})))
     with Progress("read source", len(uris), "files") as progress:
-        progress.advance(len(facts))
-        for uri, fact in (read or read_here)(unknown):
+        seen.update(_in_threads(asked, _find))
+        for uri, found in seen.items():
+            digest = known.get((uri, found.size, found.stamp)) if found else None
+            if found and digest:
+                facts[uri] = found.size, found.stamp, digest
+                progress.advance()
+        for uri, fact in (read or read_here)([(uri, found) for uri, found in seen.items() if uri not in facts]):
             facts[uri] = fact
             progress.advance()
     return [
@@ -73,12 +64,17 @@ def with_digests(
     ]
 
 
-def read_here(files: Sequence[File]) -> Iterator[tuple[str, Facts]]:
+def read_here(files: Files) -> Iterator[tuple[str, Facts]]:
     """Read files by threads of this process."""
+    listed = dict(files)
+    return _in_threads(list(listed), lambda uri: _facts(uri, listed[uri]))
+
+
+def _in_threads(uris: Sequence[str], work: Callable[[str], T]) -> Iterator[tuple[str, T]]:
     # Buckets answer slowly and in parallel, disks neither.
-    pool = ThreadPoolExecutor(max_workers=32 if any(is_remote(file.uri) for file in files) else 4)
+    pool = ThreadPoolExecutor(max_workers=32 if any(map(is_remote, uris)) else 4)
     try:
-        calls = {pool.submit(_facts, file): file.uri for file in files}
+        calls = {pool.submit(work, uri): uri for uri in uris}
         for call in as_completed(calls):
             yield calls[call], call.result()
     finally:
@@ -86,12 +82,18 @@ def read_here(files: Sequence[File]) -> Iterator[tuple[str, Facts]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _facts(file: File) -> Facts:
-    store, name = open_uri(file.uri)
+def _find(uri: str) -> Object | None:
+    store, name = open_uri(uri)
     try:
-        found = file.found or store.find(name)
-        if found is None:
-            return 0, "", ""
-        return found.size, found.stamp, file.known.get((found.size, found.stamp)) or store.sha256(name)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+        return store.find(name)
+    except _UNREADABLE:
+        return None
+
+
+def _facts(uri: str, found: Object | None) -> Facts:
+    store, name = open_uri(uri)
+    try:
+        found = found or store.find(name)
+        return (found.size, found.stamp, store.sha256(name)) if found else (0, "", "")
+    except _UNREADABLE:
         return 0, "", ""

@@ -93,9 +93,9 @@ def estimate(
         cpus = max(1, round(sum(host.cpus * host.seconds for host in last.hosts) / last.seconds))
     spent, _ = money(last.node_hours, config.run.prices) if last else (None, [])
     cost = round(spent / last.work * sum(work.values()), 4) if last and spent is not None else None
-    # Workers share all but the fit, which one thread encodes for before the rest can go on.
-    alone = work.get("codebook", 0.0)
-    seconds = alone + (sum(work.values()) - alone) / cpus
+    # Workers share all. One of them encodes for the fit, beside the others, and units come after that.
+    alone = work.get("codebook", 0.0) + (work.get("speech", 0.0) / cpus if "codebook" in work else 0.0)
+    seconds = max(sum(work.values()) / cpus, alone)
     return Estimate(seconds, work, round(columns), round(packed), unknown, cpus, counts, cost)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from pipeline.digests import Facts, File, read_here
+from pipeline.digests import Facts, Files, read_here
 from pipeline.session import nodes
 from shards.errors import UserError
 from shards.signals import check_signals
@@ -18,7 +18,7 @@ _TRIES = 5
 """How often a task is given out that loses its machine."""
 
 
-def read_on_ray(files: Sequence[File]) -> Iterator[tuple[str, Facts]]:
+def read_on_ray(files: Files) -> Iterator[tuple[str, Facts]]:
     """As `read_here`, on the machines of the session that is open.
 
     Raises:
@@ -48,5 +48,5 @@ def read_on_ray(files: Sequence[File]) -> Iterator[tuple[str, Facts]]:
                 raise UserError(f"ray: reading the source lost its machine {_TRIES} times ({words})") from None
 
 
-def _read(files: Sequence[File]) -> list[tuple[str, Facts]]:
+def _read(files: Files) -> list[tuple[str, Facts]]:
     return list(read_here(files))

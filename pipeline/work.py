@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.board import Board
 from pipeline.codebook import FitTask
 from pipeline.config import BuildConfig
-from pipeline.digests import Facts, File, Read, read_here
+from pipeline.digests import Facts, Files, Read, read_here
 from pipeline.pack import Packed
 from pipeline.recordings import Scan
 from pipeline.run_record import Outcome
@@ -57,7 +57,7 @@ class Site:
         if config.run.ray_address is None:
             return None
 
-        def read(files: Sequence[File]) -> Iterator[tuple[str, Facts]]:
+        def read(files: Files) -> Iterator[tuple[str, Facts]]:
             if len(files) <= FEW:
                 return read_here(files)
             self._connect(config)
