@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.watched_build import Ended, WatchedBuild, stage_env
 from pipeline.synthetic.corpus import write_corpus
 from shards.dataset import Dataset
+from shards.signals import catch_signals
 from shards.storage import TEMPORARY
 from shards.verify import verify
 from tests.two_nodes import Cluster
@@ -264,6 +265,7 @@ def main() -> int:
     args = parser.parse_args()
     chosen = [one for one in SCENARIOS if not args.only or any(word in one.name for word in args.only)]
     outcomes: list[Outcome] = []
+    catch_signals()  # so that the cluster ends with us
     with tempfile.TemporaryDirectory() as temporary:
         source = args.source or Path(temporary, "corpus")
         if not args.source:

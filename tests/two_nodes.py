@@ -37,22 +37,30 @@ HEAD = "127.0.0.2"
 
 
 def marked(mark: str, word: str = "") -> list[int]:
-    """Processes whose environment has the variable MARK begin with `mark`, and whose command line has `word`."""
-    found = []
+    """Processes whose environment has the variable MARK begin with `mark`, and their children (whoever gives itself a
+    title may write over its environment), as far as their command lines have `word`."""
+    ours: set[int] = set()
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = b"\0" + f"{MARK}={mark}".encode() in b"\0" + (folder / "environ").read_bytes()
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if ours and line and word in line and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
+        pid = int(folder.name)
+        with contextlib.suppress(OSError):
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if pid != os.getpid() and b"\0" + f"{MARK}={mark}".encode() in b"\0" + (folder / "environ").read_bytes():
+                ours.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sorted(pid for pid in ours if word in _line(pid))
+
+
+def _line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
 
 
 def end(mark: str) -> None:
     """SIGKILL to all processes with this mark, and to those that they started meanwhile."""
-    while found := marked(mark):
+    while found := [pid for pid in marked(mark) if _line(pid)]:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
