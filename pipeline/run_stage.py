@@ -70,7 +70,7 @@ def build_column(
     refused += [refusal for refusal in given_up if refusal.key not in said]
     skipped = {refusal.key for refusal in refused}
     places = {clip.key: place for place, clip in enumerate(clips)}
-    columns, names = ([kept], stage.kept) if kept else (reads, stage.reads)
+    columns, names = ([kept], stage.kept) if kept else (reads, stage.uses())
     alive = [
         clip
         for clip in clips
@@ -153,10 +153,8 @@ def _items(
     dataset: Dataset, names: Sequence[str], clips: Sequence[Clip], reads: Sequence[Column], effort: Effort
 ) -> Iterator[Item]:
     keys = [clip.key for clip in clips]
-    streams = [
-        read_members(dataset, column, keys, [name for name in names if FIELDS[name].stage == column.task.stage])
-        for column in reads
-    ]
+    wanted = [(column, [name for name in names if FIELDS[name].stage == column.task.stage]) for column in reads]
+    streams = [read_members(dataset, column, keys, of_column) for column, of_column in wanted if of_column]
     for clip in clips:
         raw: dict[str, bytes] = {}
         for stream in streams:

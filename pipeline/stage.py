@@ -146,6 +146,10 @@ class Stage(ABC, Generic[C]):
         """The fields that it writes with its settings."""
         return tuple(name for name in self.writes if not FIELDS[name].optional)
 
+    def uses(self) -> tuple[str, ...]:
+        """The fields among `reads` that it looks at with its settings; the others are not fetched for it."""
+        return self.reads
+
     def on_gpu(self) -> bool:
         """Whether its network runs in torch, and so on a GPU where its worker is given one."""
         return False

@@ -54,6 +54,10 @@ class Expression(Stage[ExpressionConfig]):
 
         return [find_checkpoint(CHECKPOINT, self.folder)]
 
+    def uses(self) -> tuple[str, ...]:
+        """The face for a network, the landmarks for their geometry."""
+        return ("face",) if self.config.network == "swin" else ("landmarks",)
+
     def setup(self) -> None:
         """Load the network."""
         if self.config.network == "swin":
