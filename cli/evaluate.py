@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.evaluation_options import add_measuring_options, add_sampling_options, finish, measuring, sampling
-from cli.options import printable
+from pipeline.words import printable
 
 if TYPE_CHECKING:
     from model.evaluation.evaluate import Evaluation

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from cli.evaluation_options import add_measuring_options, measuring
-from cli.options import printable
+from pipeline.words import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace) -> int:
-    from cli.options import printable
     from model.evaluation.contestants import parse_systems
     from model.evaluation.listening import write_test
+    from pipeline.words import printable
 
     written = write_test(parse_systems(args.systems, 1), args.output, args.clips, args.seed)
     if args.json:
@@ -55,8 +55,8 @@ def _write(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from cli.options import printable
     from model.evaluation.listening import opinion_table, opinions, read_key, read_ratings
+    from pipeline.words import printable
     from shards.errors import UserError
 
     key = read_key(args.key)

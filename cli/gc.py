@@ -11,8 +11,7 @@ import re
 from dataclasses import asdict
 from datetime import timedelta
 
-from cli.options import printable
-from pipeline.words import count, size
+from pipeline.words import count, printable, size
 from shards.errors import UserError
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -1,6 +1,7 @@
 """Look at one clip of a dataset: where it is, why it was refused, and what is stored of it.
 
-Fields that are in no packed shard are read from the columns of the stages. KEY is one of clips.parquet.
+Fields that are in no packed shard are read from the columns of the stages. KEY is one of clips.parquet. Exit status 1
+where fields could not be read.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import printable
-from pipeline.words import size
+from pipeline.words import printable, size
 
 if TYPE_CHECKING:
     from pipeline.report.inspect import Inspection
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         write_page(args.output, clip_page(found.view, shelf.dataset.uri, filterbank(shelf)))
     print(json.dumps(found.as_dict()) if args.json else _text(found))
-    return 0
+    return int(bool(found.faults))
 
 
 def _text(found: Inspection) -> str:

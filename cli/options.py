@@ -85,11 +85,6 @@ def money(cost: float) -> str:
     return f"{cost:.2f}" if cost >= 1 else f"{cost:.4f}"
 
 
-def printable(text: str) -> str:
-    """`text` on one line: names that others gave may hold line breaks, escape sequences or undecodable bytes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def check_page(path: Path) -> None:
     """Raises UserError: a page cannot be written there."""
     from shards.errors import UserError

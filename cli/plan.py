@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.options import add_build_options, build_overrides, duration, money, selection
-from pipeline.words import count, size
+from pipeline.words import count, printable, size
 
 if TYPE_CHECKING:
     from pipeline.estimate import Estimate
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"scan": len(there.scans), **_tree(plan, packs, cost), **keys, "missing": missing}))
         return refused
     for note in there.notes:
-        print(note)
+        print(printable(note))
     if there.gone:
         lost = count(len(there.gone), "clip")
         some = f"{lost} no longer in the source, or not to be read, e.g. {there.gone[0]}"
         if there.recut:
             some += f" ({len(there.recut)} because their recordings are {cut_words(there)})"
-        print(some if args.drop_missing else f"{some}; build needs --drop-missing")
+        print(printable(some if args.drop_missing else f"{some}; build needs --drop-missing"))
     if there.shards:
         _print_matrix(plan, list(there.shards))
     runs = sum(cell.run and cell.state != "stored" for row in plan.cells.values() for cell in row.values())
@@ -91,8 +91,10 @@ def _why_packed(plan: Plan) -> dict[str, str]:
 
 def _print_cost(cost: Estimate) -> None:
     if cost.work:
+        where = count(cost.cpus, "processor")
+        where += f" and {count(cost.gpu_workers, 'worker')} with a GPU" if cost.gpu_workers else ""
         print(
-            f"estimate from the columns that are there: {duration(cost.seconds)} on {cost.cpus} processors, "
+            f"estimate from the columns that are there: {duration(cost.seconds)} on {where}, "
             f"{size(cost.columns)} of columns, {size(cost.packed)} of packed shards"
         )
     if cost.cost is not None:

@@ -7,8 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import asdict
 
-from cli.options import printable
-from pipeline.words import count
+from pipeline.words import count, printable
 from shards.errors import UserError
 
 
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             print(printable(f"{row.key}: {row.stage}: {row.reason}: {row.message}"))
             if args.traceback and row.traceback:
-                print(row.traceback)
+                print(*map(printable, row.traceback.splitlines()), sep="\n")
         return 0
     groups = defaultdict(list)
     for row in rows:

@@ -26,8 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from cli.options import check_page, printable
-    from pipeline.words import count, size
+    from cli.options import check_page
+    from pipeline.words import count, printable, size
     from shards.errors import UserError
 
     if args.output is None and not args.json:

@@ -1,14 +1,16 @@
 """Show what a dataset holds: clips, hours and bytes per split, and quarantine by reason; for recordings cut into clips,
-what was left out. Media and columns are not read. With --runs: its builds, what they took and cost."""
+what was left out. Media and columns are not read. With --runs: its builds, what they took and cost; exit status 1 where
+records of them cannot be read."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from cli.options import duration, money
-from pipeline.words import count, size
+from pipeline.words import count, printable, size
 
 if TYPE_CHECKING:
     from pipeline.run_record import RunRecord
@@ -63,23 +65,26 @@ def _runs(args: argparse.Namespace) -> int:
     from pipeline.run_record import list_runs
     from shards.dataset import Dataset
 
-    runs = list_runs(Dataset(args.dataset))
+    runs, faults = list_runs(Dataset(args.dataset))
+    for why in faults.values():
+        print(f"f2v status: left out: {printable(why)}", file=sys.stderr)
     if args.json:
         print(json.dumps({name: record.model_dump(mode="json") for name, record in runs.items()}))
-        return 0
+        return int(bool(faults))
     if not runs:
-        print(f"{args.dataset}: no build has left a record")
-        return 0
+        print(f"{args.dataset}: no build has left a record" + (" that can be read" if faults else ""))
+        return int(bool(faults))
     print(f"{'began (UTC)':<17}{'ended':<9}{'took':>10}{'work':>10}{'clips':>9}{'refused':>9}{'lost':>6}{'cost':>10}")
     for record in runs.values():
         print(_run_line(record))
-    return 0
+    return int(bool(faults))
 
 
 def _run_line(record: RunRecord) -> str:
     stages = record.stages.values()
     clips = max((stage.clips + stage.refused for stage in stages), default=0)
-    refused = sum(stage.refused for stage in stages)
+    # A clip may be refused by several stages, and counts for packing once more.
+    refused = max((stage.refused for stage in stages), default=0)
     lost = sum(lost.workers for lost in record.lost.values())
     cost = "-" if record.cost is None else money(record.cost)
     return (

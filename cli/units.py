@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.options import add_config_options, duration, printable
-from pipeline.words import count
+from cli.options import add_config_options, duration
+from pipeline.words import count, printable
 
 if TYPE_CHECKING:
     from pipeline.fit_units import FitReport

@@ -6,8 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from cli.options import printable
-from pipeline.words import count, size
+from pipeline.words import count, printable, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

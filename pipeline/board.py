@@ -14,12 +14,11 @@ from pipeline import metrics
 from pipeline.board_lines import State
 from pipeline.config import BuildConfig
 from pipeline.cost import Look, Node
-from pipeline.estimate import Estimate
+from pipeline.estimate import Estimate, gpu_stages
 from pipeline.machines import Machines
 from pipeline.outlet import Outlet
 from pipeline.pack import Packed
 from pipeline.recordings import Scan
-from pipeline.registry import KINDS, make_stage
 from pipeline.run_record import (
     Expected,
     LostWork,
@@ -34,6 +33,7 @@ from pipeline.run_record import (
 from pipeline.stage import Reason
 from pipeline.tally import Tally, seconds_left
 from shards.dataset import Dataset
+from shards.errors import UserError
 from shards.manifest import ColumnRef
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Board:
         self._poison: list[PoisonClip] = []
         self._expected: Estimate | None = None
         self._outcome: Outcome = "done"
-        self._on_gpu: dict[str, bool] = {}
+        self._on_gpu = gpu_stages(config)
 
     def begin(self, tasks: Sequence[Work], clips: Mapping[str, int]) -> None:
         """More work is known; `clips` are the numbers of clips by shard. Work that is known and not through counts
@@ -174,7 +174,7 @@ class Board:
             return None
         try:
             name = write_run(Dataset(self._uri), self._run(outcome, message, now))
-        except OSError as error:
+        except (OSError, UserError) as error:
             self.note(f"{self._uri}: the run record could not be written ({error})")
             return None
         self._outlet.tell("progress", **self._state(now).tree())
@@ -185,8 +185,8 @@ class Board:
         """Seconds until all known work is through: that of workers with a GPU or of those without, whichever takes
         longer. None where a stage has never been timed."""
         now, longest = monotonic(), 0.0
-        for on_gpu in {self._needs_gpu(name) for name in self.stages}:
-            group = [tally for name, tally in self.stages.items() if self._needs_gpu(name) == on_gpu]
+        for on_gpu in {name in self._on_gpu for name in self.stages}:
+            group = [tally for name, tally in self.stages.items() if (name in self._on_gpu) == on_gpu]
             left = seconds_left(group, now)
             if left is None:
                 return None
@@ -225,16 +225,6 @@ class Board:
 
     def _tally(self, stage: str) -> Tally:
         return self.stages.setdefault(stage, Tally())
-
-    def _needs_gpu(self, stage: str) -> bool:
-        share = self._config.run.gpus
-        if not share:
-            return False
-        if stage not in self._on_gpu:
-            kind = KINDS.get({"segment": "faces", "codebook": "speech"}.get(stage, stage))
-            needs = make_stage(kind, self._config, None).needs(share) if kind else None
-            self._on_gpu[stage] = needs is not None and needs.gpus > 0
-        return self._on_gpu[stage]
 
     def _share_out(self) -> None:
         """What the estimate says of a clip, to the stages that have not begun."""

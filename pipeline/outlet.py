@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.board_lines import State, last_line, log_lines, screen_lines
 from pipeline.run_record import stamp
 from pipeline.screen import Screen, can_redraw
+from pipeline.words import printable
 from shards.progress import LOG_EVERY
 
 DRAW_EVERY = 0.2
@@ -52,11 +53,11 @@ class Outlet:
             self._screen.clear()
 
     def say(self, text: str, state: State) -> None:
-        """A line for people; on a terminal the state is drawn anew below it."""
+        """A line for people, whatever names are in it; on a terminal the state is drawn anew below it."""
         if self._quiet or self._events:
             return
         self.clear()
-        _print(text)
+        _print(printable(text))
         if self._screen and state.left():
             self.show(state)
 

@@ -11,11 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from pipeline.words import count
 from shards.config import Config
 from shards.dataset import Dataset
-from shards.errors import UserError
+from shards.errors import UserError, warn
 from shards.manifest import OWN, RUNS
 
 PACKAGES = (
@@ -41,7 +42,13 @@ PACKAGES = (
 Outcome = Literal["done", "failed", "stopped"]
 
 
-class StageRun(Config):
+class _Entry(Config):
+    """A part of a record. Other versions of the program may have left out fields, or may know more of them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class StageRun(_Entry):
     """What one stage did and took; `pack`, `segment` and `codebook` are stages here.
 
     Attributes:
@@ -56,60 +63,60 @@ class StageRun(Config):
         hosts: host -> tasks.
     """
 
-    tasks: int
-    found: int
-    clips: int
-    refused: int
-    seconds: float
-    compute: float
-    setup: float
-    active: float
-    clips_per_second: float | None
-    read: int
-    written: int
-    peak: int
-    workers: int
-    hosts: dict[str, int]
+    tasks: int = 0
+    found: int = 0
+    clips: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    compute: float = 0.0
+    setup: float = 0.0
+    active: float = 0.0
+    clips_per_second: float | None = None
+    read: int = 0
+    written: int = 0
+    peak: int = 0
+    workers: int = 0
+    hosts: dict[str, int] = {}
 
 
-class HostRun(Config):
+class HostRun(_Entry):
     """A machine of the build: what it has, seconds that it was there, and whether it was lost before the end."""
 
     host: str
-    node: str
-    kind: str
-    cpus: float
-    gpus: float
-    seconds: float
-    lost: bool
+    node: str = ""
+    kind: str = ""
+    cpus: float = 0.0
+    gpus: float = 0.0
+    seconds: float = 0.0
+    lost: bool = False
 
 
-class LostWork(Config):
+class LostWork(_Entry):
     """Work that went with its worker: how often, and worker seconds."""
 
-    workers: int
-    seconds: float
+    workers: int = 0
+    seconds: float = 0.0
 
 
-class PoisonClip(Config):
+class PoisonClip(_Entry):
     """A clip that ended its worker and was refused for it."""
 
     key: str
-    stage: str
-    shard: str
-    reason: str
+    stage: str = ""
+    shard: str = ""
+    reason: str = ""
 
 
-class Expected(Config):
+class Expected(_Entry):
     """What `f2v plan` would have said before: wall clock, worker seconds by stage, stages without timings, money."""
 
-    seconds: float
-    work: dict[str, float]
-    unknown: list[str]
-    cost: float | None
+    seconds: float = 0.0
+    work: dict[str, float] = {}
+    unknown: list[str] = []
+    cost: float | None = None
 
 
-class RunRecord(Config):
+class RunRecord(_Entry):
     """A build.
 
     Attributes:
@@ -129,22 +136,22 @@ class RunRecord(Config):
     """
 
     outcome: Outcome
-    message: str
+    message: str = ""
     begin: str
-    end: str
-    seconds: float
-    config: dict[str, Any]
-    versions: dict[str, str]
-    hosts: list[HostRun]
-    stages: dict[str, StageRun]
-    lost: dict[str, LostWork]
-    poison: list[PoisonClip]
-    work: float
-    node_hours: dict[str, float]
-    prices: dict[str, float]
-    cost: float | None
-    unpriced: list[str]
-    expected: Expected | None
+    end: str = ""
+    seconds: float = 0.0
+    config: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    hosts: list[HostRun] = []
+    stages: dict[str, StageRun] = {}
+    lost: dict[str, LostWork] = {}
+    poison: list[PoisonClip] = []
+    work: float = 0.0
+    node_hours: dict[str, float] = {}
+    prices: dict[str, float] = {}
+    cost: float | None = None
+    unpriced: list[str] = []
+    expected: Expected | None = None
 
 
 def versions() -> dict[str, str]:
@@ -180,26 +187,41 @@ def write_run(dataset: Dataset, record: RunRecord) -> str:
     return name
 
 
-def list_runs(dataset: Dataset) -> dict[str, RunRecord]:
-    """Name -> record of every build that left one, the oldest first.
-
-    Raises:
-        UserError: a record is damaged.
-    """
-    return {name: _load(dataset, name) for name in _names(dataset)}
+def list_runs(dataset: Dataset) -> tuple[dict[str, RunRecord], dict[str, str]]:
+    """Records of the builds that left one, by name, the oldest first; and names of those that cannot be read, with
+    why."""
+    records: dict[str, RunRecord] = {}
+    faults: dict[str, str] = {}
+    for name in _names(dataset):
+        try:
+            records[name] = _load(dataset, name)
+        except FileNotFoundError:
+            continue  # deleted since it was listed
+        except (OSError, UserError) as error:
+            faults[name] = str(error)
+    return records, faults
 
 
 def last_run(dataset: Dataset) -> RunRecord | None:
-    """Of the latest build that went through and computed something; None where there is none.
-
-    Raises:
-        UserError: its record is damaged.
-    """
+    """Of the latest build that went through and computed something; None where there is none. Nothing but estimates
+    depends on it: records that cannot be read are left out, with a warning."""
+    faults: list[str] = []
+    found = None
     for name in reversed(_names(dataset)):
-        record = _load(dataset, name)
+        try:
+            record = _load(dataset, name)
+        except FileNotFoundError:
+            continue
+        except (OSError, UserError) as error:
+            faults.append(str(error))
+            continue
         if record.outcome == "done" and record.work > 0:
-            return record
-    return None
+            found = record
+            break
+    if faults:
+        more = f", and {len(faults) - 1} more (`f2v status --runs`)" if len(faults) > 1 else ""
+        warn(f"estimates leave out {count(len(faults), 'run record')}: {faults[0]}{more}")
+    return found
 
 
 def _names(dataset: Dataset) -> list[str]:
@@ -207,11 +229,14 @@ def _names(dataset: Dataset) -> list[str]:
 
 
 def _load(dataset: Dataset, name: str) -> RunRecord:
+    """Raises UserError: damaged, or of a version that writes something else; OSError: it cannot be read."""
     try:
         return RunRecord.model_validate_json(dataset.store.read(name))
     except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        what = f"{key} is wrong or missing" if key else "no JSON object"
         raise UserError(
-            f"{dataset.uri}/{name}: damaged ({error.error_count()} wrong entries); delete it, nothing depends on it"
+            f"{dataset.uri}/{name}: damaged, or of another version ({what}); delete it, nothing depends on it"
         ) from None
 
 

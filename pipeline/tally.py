@@ -130,8 +130,10 @@ class Tally:
             self.hosts[cost.host] += 1
 
     def lose(self, shard: str, now: float) -> None:
-        """The worker of a task is gone: what it did counts into the rate, and is to be done again."""
-        if self._put_down(shard, now):
+        """The worker of a task is gone: what it did counts into the rate, and is to be done again. A task that is not
+        in hand waits already."""
+        if shard in self.hand:
+            self._put_down(shard, now)
             self.waiting += 1
 
     def rate(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Counts and sizes in messages."""
+"""Counts, sizes and names in messages."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def printable(text: str) -> str:
+    """`text` on one line: names that others gave may hold line breaks, escape sequences or undecodable bytes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

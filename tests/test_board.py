@@ -111,6 +111,16 @@ def test_work_that_is_lost_is_to_be_done_again_and_the_rate_stays(
     faces = board.stages["faces"]
     assert (faces.through(), faces.rate(), faces.waiting) == (30, pytest.approx(6), 3)
     assert capsys.readouterr().err == "a worker on h1 hung: faces train-000000 begins again, 10 s of work lost\n"
+    board.lost(task(), "node", 1, "h1")  # waits already
+    assert faces.waiting == 3
+
+
+def test_names_from_outside_do_not_reach_the_terminal_as_they_are(
+    tmp_path: Any, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = begun(tmp_path, clock)
+    board.poison(task(), "a\x1b[2Jb", Reason.CRASH, "first\nsecond \udcff")
+    assert capsys.readouterr().err == "a\\x1b[2Jb: to quarantine by faces (crash): first\\nsecond \\udcff\n"
 
 
 def test_the_time_to_go_counts_all_stages_by_what_they_are_known_to_take(tmp_path: Any, clock: Clock) -> None:

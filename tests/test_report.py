@@ -121,6 +121,17 @@ def test_histograms_hold_every_value(frames: list[int], stepped: bool) -> None:
         assert (found.edges[1] - found.edges[0]) * 25 == pytest.approx(round((found.edges[1] - found.edges[0]) * 25))
 
 
+@given(st.floats(-1e12, 1e12), st.integers(0, 3))
+def test_histograms_of_values_that_hardly_differ(low: float, steps: int) -> None:
+    high = low
+    for _ in range(steps):
+        high = math.nextafter(high, math.inf)
+    found = spread(np.array([low, high]))
+    assert sum(found.counts) == 2
+    assert found.edges[0] < found.low <= found.high < found.edges[-1]
+    assert all(np.diff(found.edges) > 0)
+
+
 def test_worst_clips_are_at_the_ends_and_say_why() -> None:
     def one(key: str, **figures: float) -> tuple[str, Measured]:
         return key, Measured(key, figures, {}, np.zeros(0, int))

@@ -22,9 +22,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return dataset.uri
 
 
-def shown(uri: str, key: str, capsys: pytest.CaptureFixture[str]) -> str:
+def shown(uri: str, key: str, capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
     capsys.readouterr()
-    assert main(["inspect", uri, key]) == 0
+    assert main(["inspect", uri, key]) == status
     return capsys.readouterr().out
 
 
@@ -88,7 +88,12 @@ def test_damage_is_said_beside_what_can_be_read(tmp_path: Path, capsys: pytest.C
     data = bytearray(path.read_bytes())
     data[offset : offset + size] = bytes(size)
     path.write_bytes(data)
-    text = shown(dataset.uri, "s0c0", capsys)
+    text = shown(dataset.uri, "s0c0", capsys, status=1)
     assert "note     " in text
     assert "mel: damaged npy" in text
     assert "\n  pitch      float32" in text
+    path.unlink()
+    text = shown(dataset.uri, "s0c0", capsys, status=1)
+    assert f"note     {path}: missing" in text
+    assert main(["inspect", dataset.uri, "s0c0", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["notes"]

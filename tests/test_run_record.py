@@ -16,14 +16,15 @@ from cli.main import main
 from pipeline.board import Board
 from pipeline.config import BuildConfig
 from pipeline.cost import Node
-from pipeline.estimate import Estimate, estimate
+from pipeline.estimate import Estimate, estimate, gpu_stages
 from pipeline.plan import Cell
-from pipeline.run_record import RunRecord, last_run, list_runs, money, versions, write_run
+from pipeline.run_record import HostRun, RunRecord, StageRun, last_run, list_runs, money, versions, write_run
 from pipeline.stage import Reason
 from shards.config import load_config
 from shards.dataset import Dataset
 from shards.history import find_garbage
 from shards.manifest import OWN
+from shards.storage import StorageError
 from shards.verify import verify
 from tests.test_board import COST, SHARDS, Clock, clock, did, task  # noqa: F401
 from tests.toy import toy_dataset
@@ -65,7 +66,7 @@ def test_a_record_counts_what_was_done_and_what_it_cost(tmp_path: Path, clock: C
     assert name is not None
     assert OWN.fullmatch(name)
     record = RunRecord.model_validate_json((tmp_path / name).read_bytes())
-    assert list_runs(dataset) == {name: record}
+    assert list_runs(dataset) == ({name: record}, {})
     assert (record.outcome, record.message, record.seconds, record.work) == ("failed", "no room", 3600, 20)
     faces = record.stages["faces"]
     assert (faces.tasks, faces.found, faces.clips, faces.refused, faces.read, faces.written) == (
@@ -112,18 +113,20 @@ def test_a_build_that_was_stopped_in_its_first_task_leaves_one(tmp_path: Path, c
     clock.now += 5
     name = board.record("stopped")
     assert name is not None
-    record = list_runs(Dataset(str(tmp_path)))[name]
+    record = list_runs(Dataset(str(tmp_path)))[0][name]
     assert (record.outcome, record.stages["faces"].active, record.cost, record.expected) == ("stopped", 5, None, None)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("s3://b: access denied")])
 def test_a_record_that_cannot_be_written_is_a_note(
+    error: Exception,
     tmp_path: Path,
     clock: Clock,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*args: Any) -> str:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("pipeline.board.write_run", full)
     board = Board(str(tmp_path), BuildConfig())
@@ -145,19 +148,20 @@ def test_versions_name_the_commit_of_a_checkout() -> None:
     assert len(versions()["commit"].rstrip("+")) == 40
 
 
-def plan_of(clips: int) -> tuple[Any, dict[str, list[Any]], Any]:
-    """A plan that runs mel over one shard, and a manifest by which 10 clips of it took 20 s."""
+def plan_of(clips: int, *stages: str) -> tuple[Any, dict[str, list[Any]], Any]:
+    """A plan that runs stages (mel) over one shard, and a manifest by which 10 clips of each took 20 s."""
     ref = SimpleNamespace(clips=9, refused=1, seconds=20.0, bytes=1000, reuse=None)
     cell = Cell("missing", "", None, True, None)
-    plan = SimpleNamespace(cells={"mel": {"train-000001": cell}}, packs={})
-    manifest = SimpleNamespace(columns={"mel": {"train-000000": ref}}, packs={})
+    names = stages or ("mel",)
+    plan = SimpleNamespace(cells={name: {"train-000001": cell} for name in names}, packs={})
+    manifest = SimpleNamespace(columns={name: {"train-000000": ref} for name in names}, packs={})
     return plan, {"train-000001": [None] * clips}, manifest
 
 
 def test_an_estimate_in_money_goes_by_the_last_build(tmp_path: Path, clock: Clock) -> None:  # noqa: F811
     an_hour(str(tmp_path), clock)
     dataset = Dataset(str(tmp_path))
-    (record,) = list_runs(dataset).values()
+    (record,) = list_runs(dataset)[0].values()
     assert last_run(dataset) is None  # it failed
     write_run(dataset, record.model_copy(update={"outcome": "done", "begin": "2030-01-01T00:00:00.000Z"}))
     last = last_run(dataset)
@@ -171,7 +175,47 @@ def test_an_estimate_in_money_goes_by_the_last_build(tmp_path: Path, clock: Cloc
     assert estimate(*plan_of(40), BuildConfig(), last).cost is None
     # On a cluster: as many processors as there were, 8 for an hour and 8 for a quarter.
     far = load_config(BuildConfig, base={"run": {"ray_address": "10.0.0.1:6379"}})
-    assert estimate(*plan_of(40), far, last).cpus == 10
+    cluster = last.model_copy(update={"config": far.model_dump(mode="json")})
+    assert estimate(*plan_of(40), far, cluster).cpus == 10
+    # Ray was there for the last hour of two; before that, media were listed.
+    assert estimate(*plan_of(40), far, cluster.model_copy(update={"seconds": 7200.0})).cpus == 10
+    # What this machine did says nothing of a cluster, and the other way round.
+    assert (
+        estimate(*plan_of(40), far, last).cpus == estimate(*plan_of(40), BuildConfig(), cluster).cpus == os.cpu_count()
+    )
+
+
+def hosts_of(*gpus: int) -> RunRecord:
+    """Of a build on machines with these GPUs, the first for 100 s, the others for 50 s each; 16 processors each."""
+    hosts = [HostRun(host=f"h{n}", cpus=16, gpus=has, seconds=50 if n else 100) for n, has in enumerate(gpus)]
+    config = {"run": {"ray_address": "10.0.0.1:6379"}}
+    return RunRecord(outcome="done", begin="2030-01-01T00:00:00.000Z", hosts=hosts, config=config, work=1)
+
+
+def test_work_of_gpus_is_shared_by_the_workers_that_hold_one() -> None:
+    def plan(share: float, last: RunRecord | None, **run: Any) -> Estimate:
+        base = {"profile": "paper", "run": {"gpus": share, "ray_address": "10.0.0.1:6379", **run}}
+        return estimate(*plan_of(40, "landmarks", "mel", "pitch"), load_config(BuildConfig, base=base), last)
+
+    # 80 s of work each; landmarks alone are a network's. 4 GPUs all the time, and 4 for half of it.
+    two = hosts_of(4, 4)
+    assert (plan(1, two).cpus, plan(1, two).gpu_workers) == (24, 6)
+    assert plan(1, two).seconds == pytest.approx(80 / 6)
+    assert plan(0.4, two).gpu_workers == 12  # two to a GPU
+    assert plan(2, two).gpu_workers == 3
+    # With many workers the processors are what there is too little of.
+    assert plan(0.25, two).seconds == pytest.approx(240 / 24)
+    assert plan(0, two).gpu_workers == 0
+    assert plan(0.5, hosts_of(0), max_gpus=3).gpu_workers == 6
+    unknown = plan(0.5, hosts_of(0))
+    assert (unknown.gpu_workers, unknown.seconds) == (0, pytest.approx(240 / 16))
+
+
+def test_stages_whose_workers_hold_a_gpu() -> None:
+    networks = {"faces", "landmarks", "identity", "expression", "speech", "segment", "codebook"}
+    paper = load_config(BuildConfig, base={"profile": "paper", "run": {"gpus": 0.5}})
+    assert gpu_stages(paper) == networks
+    assert gpu_stages(BuildConfig()) == frozenset()
 
 
 def test_records_are_part_of_the_dataset(tmp_path: Path, clock: Clock) -> None:  # noqa: F811
@@ -200,9 +244,63 @@ def test_status_lists_builds(tmp_path: Path, clock: Clock, capsys: pytest.Captur
     assert tree[name]["stages"]["faces"]["clips"] == 97
 
 
-def test_a_damaged_record_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "runs/20260101T000000Z-00000000.json"
-    (tmp_path / "runs").mkdir()
-    (tmp_path / name).write_text("{}")
-    assert main(["status", str(tmp_path), "--runs"]) != 0
-    assert name in capsys.readouterr().err
+def test_refused_clips_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = {"audio": StageRun(clips=90, refused=10), "faces": StageRun(clips=95, refused=5)}
+    for refused, stages in ((10, both), (12, {**both, "pack": StageRun(tasks=1, clips=88, refused=12)})):
+        record = RunRecord(outcome="done", begin="2030-01-01T00:00:00.000Z", stages=stages)
+        folder = tmp_path / str(refused)
+        write_run(Dataset(str(folder)), record)
+        assert main(["status", str(folder), "--runs"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[-4:-2] == ["100", str(refused)]
+
+
+def test_records_that_cannot_be_read_stand_in_nobodys_way(
+    tmp_path: Path,
+    clock: Clock,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, name = an_hour(str(tmp_path), clock)
+    assert name is not None
+    dataset = Dataset(str(tmp_path))
+    tree = json.loads((tmp_path / name).read_text())
+    # A newer program knows more, an older one knew less.
+    tree = {**tree, "outcome": "done", "planet": "Mars", "hosts": [{**tree["hosts"][0], "tpus": 1}]}
+    del tree["poison"], tree["stages"]["faces"]["peak"]
+    newer, cut, empty, gone = (f"runs/2040010{day}T000000Z-00000000.json" for day in range(1, 5))
+    for other, text in ((newer, json.dumps(tree)), (cut, json.dumps(tree)[:100]), (empty, "{}"), (gone, "")):
+        (tmp_path / other).write_text(text)
+    read = type(dataset.store).read
+
+    def deleted(store: Any, name: str) -> bytes:
+        if name == gone:
+            raise FileNotFoundError(name)
+        return read(store, name)
+
+    monkeypatch.setattr(type(dataset.store), "read", deleted)
+    with pytest.warns(UserWarning, match=f"2 run records: .*{empty}"):
+        last = last_run(dataset)
+    assert last is not None
+    assert (last.work, last.hosts[0].host, last.poison, last.stages["faces"].peak) == (20, "h0", [], 0)
+    records, faults = list_runs(dataset)
+    assert ([*records], {*faults}) == ([name, newer], {cut, empty})
+    assert main(["status", str(tmp_path), "--runs"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["left out"] * 2
+    assert cut in err
+    assert empty in err
+    assert gone not in err
+
+
+def test_a_record_that_the_storage_refuses_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset(str(tmp_path))
+    name = write_run(dataset, RunRecord(outcome="done", begin="2030-01-01T00:00:00.000Z", work=1))
+
+    def refused(*args: Any) -> bytes:
+        raise StorageError("s3://b: access denied")
+
+    monkeypatch.setattr(type(dataset.store), "read", refused)
+    assert list_runs(dataset) == ({}, {name: "s3://b: access denied"})
+    with pytest.warns(UserWarning, match="access denied"):
+        assert last_run(dataset) is None

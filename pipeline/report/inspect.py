@@ -31,11 +31,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A clip: as it is shown, what each field is, and its figures by name."""
+    """A clip: as it is shown, what each field is, its figures by name, and why fields of it could not be read; the
+    view's notes name these faults too."""
 
     view: View
     fields: dict[str, Stored]
     figures: dict[str, float]
+    faults: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, to be written as JSON."""
@@ -53,7 +55,7 @@ class Inspection:
 
 
 def inspect(shelf: Shelf, key: str) -> Inspection:
-    """All that is known of a clip. What cannot be read is said in the view's notes.
+    """All that is known of a clip. What cannot be read is among the faults.
 
     Raises:
         UserError: no such clip.
@@ -61,21 +63,21 @@ def inspect(shelf: Shelf, key: str) -> Inspection:
     row = shelf.row(key)
     fields: dict[str, Stored] = {}
     values: dict[str, Any] = {}
-    notes: list[str] = []
+    faults: dict[str, None] = {}
     for name in FIELDS:
         try:
             places = shelf.places(key, (name,))
             values |= shelf.read(key, (name,))
         except UserError as error:
-            notes.append(str(error))
+            faults[str(error)] = None
             continue
         for place in places:
             fields[name] = describe(place.tar, place.members[name][1], values[name])
-    if row.state == "pending":
-        notes.append("its shard is not built yet; `f2v build` does it")
-    view = View(row, values, (), shelf.tar(key), shelf.refused.get(key), list(dict.fromkeys(notes)))
+    pending = ["its shard is not built yet; `f2v build` does it"] if row.state == "pending" else []
+    view = View(row, values, (), shelf.tar(key), shelf.refused.get(key), [*faults, *pending])
     figures = measure(key, row.frames, values).figures
-    return Inspection(view, fields, {name: value for name, value in figures.items() if name != "seconds"})
+    figures = {name: value for name, value in figures.items() if name != "seconds"}
+    return Inspection(view, fields, figures, [*faults])
 
 
 def describe(tar: str, count: int, value: Any) -> Stored:

@@ -230,7 +230,10 @@ def spread(values: np.ndarray, step: float | None = None) -> Spread:
     low, p5, median, p95, high = np.percentile(values, [0, 5, 50, 95, 100]).tolist()
     # Rice's rule: few values make few bins.
     bins = min(BINS, math.ceil(2 * len(values) ** (1 / 3)))
-    begin, end = (low, high) if high > low else (low - 0.5, low + 0.5)
+    # Between values that lie too close together there is no room for the edges of bins.
+    size = max(1.0, abs(low), abs(high))
+    room = 0.0 if high - low > 1e-9 * size else max(0.5, 1e-6 * size)
+    begin, end = low - room, high + room
     if step is not None:
         width = step * max(1, math.ceil((high - low + step) / step / bins - 1e-6))
         bins = math.ceil((high - low + step) / width - 1e-6)
