@@ -6,7 +6,8 @@
 A Ray cluster of two nodes with a processor each on this machine (and a head without), synthetic clips, real stages of
 the profile `offline`. A lost node is SIGKILL to its raylet and all its workers at once. Clips are poisoned from
 outside, by tests/poison. Each build has to end by itself, with the bytes of an undisturbed one; where a clip is
-poisoned, of one in which the same stage refuses the same clip.
+poisoned, of one in which the same stage refuses the same clip. What was to disturb a build, and did not happen, fails
+its scenario too.
 """
 
 from __future__ import annotations
@@ -19,82 +20,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drill_scenarios import SCENARIOS, Blow, Fault, Scenario
 from benchmarks.watched_build import Ended, WatchedBuild, stage_env
 from pipeline.synthetic.corpus import write_corpus
 from shards.dataset import Dataset
 from shards.signals import catch_signals
 from shards.storage import TEMPORARY
 from shards.verify import verify
-from tests.two_nodes import Cluster
+from tests.two_nodes import Cluster, Size
 
 SETTINGS = ("pack.shard_clips=6", "speech.clusters=20", "run.clip_timeout=20", "run.memory_gb=2.5")
 REJOIN = 5.0
 """Seconds from the loss of a node to the start of one that replaces it."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What happens to the clip at `place` of the source, ordered by key, in a stage, and what comes of it.
-
-    `reason` is that of the quarantine; empty where the clip comes through, as the fault happens only once.
-    """
-
-    stage: str
-    place: int
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A disturbed build.
-
-    Attributes:
-        blows: share of the tasks that are done, and what happens then: `lose` a node, `freeze` one, `thaw` it, `kill`
-            a worker, `join` for another node `REJOIN` seconds later.
-    """
-
-    name: str
-    faults: tuple[Fault, ...] = ()
-    blows: tuple[tuple[float, str], ...] = ()
-
-    def refused(self) -> frozenset[tuple[str, int]]:
-        """Stage and place of the clips that end in quarantine for it."""
-        return frozenset((fault.stage, fault.place) for fault in self.faults if fault.reason)
-
-
-SCENARIOS = (
-    Scenario("node lost, another joins", blows=((0.4, "lose"), (0.4, "join"))),
-    Scenario("node lost for good", blows=((0.4, "lose"),)),
-    Scenario("two nodes lost, one after the other", blows=((0.2, "lose"), (0.2, "join"), (0.6, "lose"), (0.6, "join"))),
-    Scenario("node out of reach, comes back", blows=((0.3, "freeze"), (0.7, "thaw"))),
-    Scenario("worker killed", blows=((0.3, "kill"),)),
-    Scenario("workers killed, five times", blows=tuple((share, "kill") for share in (0.1, 0.25, 0.4, 0.55, 0.7))),
-    Scenario("worker kills itself once", (Fault("landmarks", 2, "kill_once", ""),)),
-    Scenario("segfault", (Fault("landmarks", 7, "segfault", "crash"),)),
-    Scenario("abort", (Fault("landmarks", 7, "abort", "crash"),)),
-    Scenario("exit", (Fault("landmarks", 7, "exit", "crash"),)),
-    Scenario("hang", (Fault("landmarks", 7, "hang", "hang"),)),
-    Scenario("hang in native code", (Fault("landmarks", 7, "hang_in_c", "hang"),)),
-    Scenario("memory", (Fault("landmarks", 7, "memory", "memory"),)),
-    Scenario("segfault in a batch", (Fault("speech", 4, "segfault", "crash"),)),
-    Scenario("two clips of a shard", (Fault("energy", 6, "segfault", "crash"), Fault("energy", 8, "hang", "hang"))),
-    Scenario(
-        "all together",
-        (
-            Fault("landmarks", 7, "segfault", "crash"),
-            Fault("speech", 4, "hang", "hang"),
-            Fault("pitch", 11, "memory", "memory"),
-            Fault("lips", 2, "kill_once", ""),
-        ),
-        ((0.2, "kill"), (0.4, "lose"), (0.4, "join"), (0.6, "kill")),
-    ),
-)
+GROWS_TO = 5
+"""GB that the fault `memory` takes."""
 
 
 @dataclass
@@ -106,6 +52,7 @@ class Outcome:
         lost: (why, stage, seconds of work) of each worker that was lost.
         quarantine: stage, reason and message of the poisoned clips.
         wrong: what is not as it has to be.
+        skipped: why this machine cannot do it.
     """
 
     name: str
@@ -114,6 +61,7 @@ class Outcome:
     lost: list[tuple[str, str, float]] = field(default_factory=list)
     quarantine: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    skipped: str = ""
 
 
 class Drill:
@@ -131,7 +79,7 @@ class Drill:
         self._tasks = 0
         self._frozen = ""
         self._builds = 0
-        self.cluster = Cluster((1, 1), stage_env(self._plan))
+        self.cluster = Cluster(env=stage_env(self._plan))
         self.keys = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.mp4"))
 
     def __enter__(self) -> Drill:
@@ -144,7 +92,7 @@ class Drill:
     def warm_up(self) -> None:
         """A build that does not count: network files and compiled loops are in the page cache for the others."""
         self._write([])
-        self._build()[0].finish()
+        self._build(self.cluster)[0].finish()
 
     def reference(self, refused: frozenset[tuple[str, int]] = frozenset()) -> tuple[Dataset, float]:
         """A build without disturbance, in which these stages refuse these clips; and its seconds.
@@ -154,7 +102,7 @@ class Drill:
         """
         if refused not in self._references:
             self._write([{"stage": stage, "key": self.keys[place], "what": "reject"} for stage, place in refused])
-            build, dataset = self._build()
+            build, dataset = self._build(self.cluster)
             ended = build.finish()
             if ended.status:
                 raise RuntimeError(f"the undisturbed build failed:\n{ended.said}")
@@ -164,50 +112,73 @@ class Drill:
 
     def run(self, scenario: Scenario) -> Outcome:
         """Build with its disturbances, and hold the result against the undisturbed one."""
+        outcome = Outcome(scenario.name)
+        if scenario.headroom and memory()[1] < scenario.headroom + (GROWS_TO << 30):
+            outcome.skipped = f"{memory()[1] / 1e9:.1f} GB of memory are free, which is too little"
+            return outcome
         plain = self.reference()[1]
         expected = self.reference(scenario.refused())[0]
         self._write([self._fault(fault, scenario.name) for fault in scenario.faults])
-        build, dataset = self._build()
-        for share, blow in scenario.blows:
-            if build.wait("done", round(share * self._tasks)):
-                self._strike(blow)
-        ended = build.finish()
-        outcome = Outcome(scenario.name, round(ended.seconds, 1), round(ended.seconds / plain, 2))
+        env = {**stage_env(self._plan), **_monitor(scenario.headroom)}
+        own = Cluster(scenario.nodes, env) if scenario.nodes else contextlib.nullcontext(self.cluster)
+        with own as cluster:
+            build, dataset = self._build(cluster, scenario.settings)
+            for blow in scenario.blows:
+                if not self._strike(blow, build, cluster, scenario):
+                    outcome.wrong.append(f"did not happen: {blow}")
+            ended = build.finish()
+        outcome.seconds, outcome.times = round(ended.seconds, 1), round(ended.seconds / plain, 2)
         outcome.lost = [(event["why"], event["stage"], event["seconds"]) for event in ended.of("lost")]
+        happened = {fault for fault in scenario.faults if fault.once and self._flag(fault, scenario.name).exists()}
+        outcome.wrong += undisturbed(scenario, ended, happened)
         self._check(scenario, ended, dataset, expected, outcome)
-        self.cluster.add(*[1] * (2 - len(self.cluster.nodes)))
+        self.cluster.add(*[Size()] * (2 - len(self.cluster.nodes)))
         return outcome
 
     def _write(self, faults: list[dict[str, Any]]) -> None:
         self._plan.write_text(json.dumps({"faults": faults}))
 
-    def _fault(self, fault: Fault, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = {"stage": fault.stage, "key": self.keys[fault.place], "what": fault.what, "gb": 4}
-        if fault.what.endswith("_once"):
-            flag = self._folder / f"{name}-{fault.stage}.once"
-            flag.unlink(missing_ok=True)
-            found |= {"what": fault.what.removesuffix("_once"), "once": str(flag)}
-        return found
+    def _flag(self, fault: Fault, name: str) -> Path:
+        return self._folder / f"{name}-{fault.stage}.once"
 
-    def _build(self) -> tuple[WatchedBuild, Dataset]:
+    def _fault(self, fault: Fault, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"stage": fault.stage, "key": self.keys[fault.place], "gb": GROWS_TO}
+        if fault.once:
+            flag = self._flag(fault, name)
+            flag.unlink(missing_ok=True)
+            found["once"] = str(flag)
+        return {**found, "what": fault.what.removesuffix("_once")}
+
+    def _build(self, cluster: Cluster, settings: Sequence[str] = ()) -> tuple[WatchedBuild, Dataset]:
         self._builds += 1
         folder = self._folder / f"dataset{self._builds}"
-        options = ["--ray-address", self.cluster.address]
-        return WatchedBuild(self._source, folder, self._settings, options), Dataset(str(folder))
+        options = ["--ray-address", cluster.address]
+        return WatchedBuild(self._source, folder, [*self._settings, *settings], options), Dataset(str(folder))
 
-    def _strike(self, blow: str) -> None:
-        if blow == "join":
+    def _strike(self, blow: Blow, build: WatchedBuild, cluster: Cluster, scenario: Scenario) -> bool:
+        """Whether it could be done."""
+        node = cluster.nodes[0]
+        if blow.event == "fault":
+            flag = next(self._flag(fault, scenario.name) for fault in scenario.faults if fault.once)
+            if not _wait(lambda: flag.exists() and flag.read_text().endswith("\n"), build):
+                return False
+            node = flag.read_text().strip().rpartition("/")[2]
+        elif not build.wait(blow.event, round(blow.share * self._tasks) if blow.event == "done" else 1):
+            return False
+        time.sleep(blow.seconds)
+        if blow.what == "join":
             time.sleep(REJOIN)
-            self.cluster.add(1)
-        elif blow == "lose":
-            self.cluster.lose(self.cluster.nodes[0])
-        elif blow == "freeze":
-            self._frozen = self.cluster.nodes[0]
-            self.cluster.freeze(self._frozen)
-        elif blow == "thaw":
-            self.cluster.thaw(self._frozen)
+            cluster.add(Size())
+        elif blow.what == "thaw":
+            cluster.thaw(self._frozen)
+        elif blow.what == "kill":
+            return cluster.kill_worker()
+        elif blow.what == "freeze":
+            self._frozen = node
+            return cluster.freeze(node, blow.word)
         else:
-            self.cluster.kill_worker()
+            return cluster.lose(node, blow.word)
+        return True
 
     def _check(self, scenario: Scenario, ended: Ended, dataset: Dataset, expected: Dataset, outcome: Outcome) -> None:
         if ended.status:
@@ -218,7 +189,12 @@ class Drill:
         with contextlib.redirect_stderr(io.StringIO()):
             outcome.wrong += verify(dataset.uri).problems
         rows = {row.key: row for row in dataset.quarantine()}
-        poisoned = {self.keys[fault.place]: fault for fault in scenario.faults if fault.reason}
+        given_up = {(event["key"], event["stage"], event["reason"]) for event in ended.of("poison")}
+        faults = [fault for fault in scenario.faults if fault.reason]
+        wanted = {(self.keys[fault.place], fault.stage, fault.reason) for fault in faults}
+        if given_up != wanted:
+            outcome.wrong.append(f"given up: {sorted(given_up)}, not {sorted(wanted)}")
+        poisoned = {self.keys[fault.place]: fault for fault in faults if fault.stage != "codebook"}
         others = {row.key: row.reason for row in expected.quarantine() if row.key not in poisoned}
         if {key: row.reason for key, row in rows.items() if key not in poisoned} != others:
             outcome.wrong.append(
@@ -237,6 +213,41 @@ class Drill:
             outcome.wrong.append(f"left behind: {left}")
 
 
+def undisturbed(scenario: Scenario, ended: Ended, happened: Container[Fault]) -> list[str]:
+    """What of a scenario left no trace in its build; `happened`: faults that happened, of those that do so once."""
+    wrong = [f"did not happen: {fault}" for fault in scenario.faults if fault.once and fault not in happened]
+    lost = Counter(event["why"] for event in ended.of("lost"))
+    wrong += [f"lost by {why}: {lost[why]}, not {least}" for why, least in scenario.lost().items() if lost[why] < least]
+    gone = sum(not event["alive"] for event in ended.of("node"))
+    least = sum(blow.what in ("lose", "freeze") for blow in scenario.blows)
+    return [*wrong, f"nodes that it saw go: {gone}, not {least}"] if gone < least else wrong
+
+
+def memory() -> tuple[int, int]:
+    """Bytes that this machine has, and that are free."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    return total, free
+
+
+def _monitor(headroom: int) -> dict[str, str]:
+    """Environment of nodes whose own monitor ends workers where the memory in use grows by `headroom`."""
+    if not headroom:
+        return {}
+    total, free = memory()
+    share = (total - free + headroom) / total
+    return {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+
+
+def _wait(ready: Callable[[], bool], build: WatchedBuild, timeout: float = 300) -> bool:
+    last = time.monotonic() + timeout
+    while not ready():
+        if build.process.poll() is not None or time.monotonic() > last:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def shards_of(dataset: Dataset) -> dict[str, str]:
     """Name -> sha256 of every packed shard."""
     return {shard.name: shard.sha256 for shard in dataset.index().shards}
@@ -248,11 +259,13 @@ def rows_of(outcomes: Sequence[Outcome], plain: float) -> list[str]:
     lines.append(f"{'undisturbed':<37}{plain:>8.1f}{1:>7.2f}")
     for one in outcomes:
         lost = ", ".join(f"{why} {seconds:.1f}" for why, _, seconds in one.lost)
-        lines.append(
-            f"{one.name:<37}{one.seconds:>8.1f}{one.times:>7.2f}  {lost:<24}  {'; '.join(one.wrong) or 'same bytes'}"
-        )
+        lines.append(f"{one.name:<37}{one.seconds:>8.1f}{one.times:>7.2f}  {lost:<24}  {_result(one)}")
         lines += [f"    {key}: {stage} {reason}: {message}" for key, (stage, reason, message) in one.quarantine.items()]
     return lines
+
+
+def _result(one: Outcome) -> str:
+    return f"skipped: {one.skipped}" if one.skipped else "; ".join(one.wrong) or "same bytes"
 
 
 def main() -> int:

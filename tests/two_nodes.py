@@ -14,13 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from tests.seaweed import free_ports
 
 MARK = "F2V_TEST_RUN"
+"""In the environment of a node's processes: <run>/<name of the node>."""
+AT_WORK = "ray::Worker.run"
+"""In the command line of a worker that has a task."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -34,6 +38,15 @@ SETTINGS = {
 STORE_BYTES = 80 << 20
 HEAD = "127.0.0.2"
 """Ray takes 127.0.0.1 for a word for the machine's address outside; the rest of 127.0.0.0/8 stays what it is."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a node says that it has; a GPU need not be there. `memory`: bytes, 0 for what Ray finds."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory: int = 0
 
 
 def marked(mark: str, word: str = "") -> list[int]:
@@ -71,7 +84,7 @@ class Cluster:
     """A head without processors, and the nodes that are added; use as a context manager.
 
     Args:
-        cpus: of each node to begin with.
+        sizes: of the nodes to begin with.
         env: further environment of all nodes, and so of their workers.
 
     Attributes:
@@ -79,8 +92,8 @@ class Cluster:
         nodes: names of the nodes that are up, besides the head.
     """
 
-    def __init__(self, cpus: tuple[int, ...] = (1, 1), env: Mapping[str, str] | None = None) -> None:
-        self._cpus, self._env = cpus, {**os.environ, **SETTINGS, **(env or {})}
+    def __init__(self, sizes: Sequence[Size] = (Size(), Size()), env: Mapping[str, str] | None = None) -> None:
+        self._sizes, self._env = sizes, {**os.environ, **SETTINGS, **(env or {})}
         self._folder = Path(tempfile.mkdtemp(prefix="f2v"))  # short: the path of a socket has room for 107 characters
         self._mark = self._folder.name
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -93,7 +106,7 @@ class Cluster:
             head = ["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"]
             self._start("head", HEAD, head)
             self._wait("head")
-            self.add(*self._cpus)
+            self.add(*self._sizes)
         except BaseException:
             self.close()
             raise
@@ -104,51 +117,70 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def add(self, *cpus: int) -> list[str]:
-        """Start nodes with so many processors and wait until they are up; returns their names."""
+    def add(self, *sizes: Size) -> list[str]:
+        """Start nodes and wait until they are up; returns their names."""
         names = []
-        for count in cpus:
+        for size in sizes:
             self._count += 1
             names.append(f"node{self._count}")
-            ip = f"127.0.0.{self._count + 2}"
-            self._start(names[-1], ip, [f"--address={self.address}", f"--num-cpus={count}"])
+            options = [f"--address={self.address}", f"--num-cpus={size.cpus}", f"--num-gpus={size.gpus}"]
+            options += [f"--memory={size.memory}"] if size.memory else []
+            self._start(names[-1], f"127.0.0.{self._count + 2}", options)
         for name in names:
             self._wait(name)
         self.nodes += names
         return names
 
     def processes(self, node: str = "", word: str = "") -> list[int]:
-        """Processes of a node, or of all, whose command line has `word`; workers have `ray::Worker`."""
-        return marked(f"{self._mark}/{node}", word)
+        """Processes of a node, or of all, whose command line has `word`."""
+        return marked(f"{self._mark}/{node}" + ("\0" if node else ""), word)
 
     def kill_worker(self, patience: float = 10) -> bool:
-        """SIGKILL to a worker that works; False where none does for `patience` seconds."""
+        """SIGKILL to a worker that has a task; False where none has one for `patience` seconds."""
         last = time.monotonic() + patience
-        while not (found := self.processes(word="ray::Worker.run")):
-            if time.monotonic() > last:
-                return False
+        while time.monotonic() < last:
+            for pid in self.processes(word=AT_WORK)[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)  # so that the task does not end between a look and the blow
+                    at_work = AT_WORK in _line(pid)
+                    os.kill(pid, signal.SIGKILL if at_work else signal.SIGCONT)
+                    if at_work:
+                        return True
             time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(found[0], signal.SIGKILL)
-        return True
+        return False
 
-    def lose(self, node: str) -> None:
-        """End a node as a power cut does: all its processes, none of which can say anything."""
-        self.freeze(node)  # so that none sees another one's end
+    def lose(self, node: str, word: str = "", patience: float = 30) -> bool:
+        """End a node as a power cut does: all its processes, none of which can say anything. As for `freeze`, once the
+        command line of one of them has `word`."""
+        if not self.freeze(node, word, patience):  # so that none sees another one's end
+            return False
         self._signal(node, signal.SIGKILL)
         end(f"{self._mark}/{node}\0")
+        return True
 
-    def freeze(self, node: str) -> None:
-        """Let a node stand still, as one that the network has lost: it does not answer, and knows nothing of it."""
-        self._signal(node, signal.SIGSTOP)
-        self.nodes.remove(node)
+    def freeze(self, node: str, word: str = "", patience: float = 30) -> bool:
+        """Let a node stand still, as one that the network has lost: it does not answer, and knows nothing of it.
+
+        Returns:
+            False where the command line of none of its processes had `word` for `patience` seconds: it goes on.
+        """
+        last = time.monotonic() + patience
+        while time.monotonic() < last:
+            if self.processes(node, word):
+                self._signal(node, signal.SIGSTOP)
+                if self.processes(node, word):
+                    self.nodes.remove(node)
+                    return True
+                self._signal(node, signal.SIGCONT)
+            time.sleep(0.02)
+        return False
 
     def thaw(self, node: str) -> None:
         """Let a node that stood still go on."""
         self._signal(node, signal.SIGCONT)
 
     def _signal(self, node: str, number: int) -> None:
-        for pid in self.processes(f"{node}\0"):
+        for pid in self.processes(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 

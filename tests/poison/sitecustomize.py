@@ -5,9 +5,11 @@ file, read when the module of a stage is imported:
 
     {"faults": [{"stage": "energy", "key": "train/s1/bbaf2n", "what": "segfault"}], "trivial": false}
 
-The key "" stands for the set-up of the stage. A fault may have `once`: a path; it happens to whoever creates that file,
-and never again. `what` is one of `FAULTS`. With `trivial`, every stage gives clips of two frames, filled with zeros,
-without any network. With `first`, a path, the first clip that comes out of a stage anywhere leaves the time there.
+The key "" stands for the set-up of the stage, the stage "codebook" for the fit of centroids, where it encodes the sound
+of the clip. A fault may have `once`: a path; it happens to whoever creates that file, who leaves F2V_TEST_RUN of its
+environment in it, and never again. `what` is one of `FAULTS`. With `trivial`, every stage gives clips of two frames,
+filled with zeros, without any network. With `first`, a path, the first clip that comes out of a stage anywhere leaves
+the time there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 HERE = str(Path(__file__).resolve().parent)
 FRAMES = 2
 STAGES = "pipeline.stages."
+FIT = "pipeline.codebook"
 
 
 def hang(fault: dict[str, Any]) -> None:
@@ -105,7 +108,8 @@ def suffer(faults: Sequence[dict[str, Any]], key: str) -> None:
             continue
         if "once" in fault:
             try:
-                os.close(os.open(fault["once"], os.O_CREAT | os.O_EXCL))
+                with open(fault["once"], "x") as file:
+                    file.write(os.environ.get("F2V_TEST_RUN", "") + "\n")
             except FileExistsError:
                 continue
         FAULTS[fault["what"]](fault)
@@ -163,6 +167,39 @@ def _poison_batches(kind: Any, faults: Sequence[dict[str, Any]]) -> None:
     kind.process = poisoned
 
 
+def poison_fit(module: ModuleType, faults: Sequence[dict[str, Any]]) -> None:
+    """Lay faults upon the encoder of the fit. The sound that it is given is of the clips that were read last; those
+    that are to be refused are left out."""
+    from dataclasses import replace
+
+    fit, read, make = module.fit, module.read_members, module.make_encoder
+    refused = {fault["key"] for fault in faults if fault["what"] == "reject"}
+    heard: list[str] = []
+
+    def noted_read(dataset: Any, column: Any, keys: Sequence[str], names: Sequence[str]) -> Any:
+        heard.extend(keys if "wav" in names else ())
+        return read(dataset, column, keys, names)
+
+    def poisoned_make(*args: Any) -> Any:
+        encoder = make(*args)
+        encode = encoder.encode
+
+        def poisoned(*args: Any) -> Any:
+            keys = [*heard]
+            heard.clear()
+            for key in keys:
+                suffer(faults, key)
+            return encode(*args)
+
+        encoder.encode = poisoned
+        return encoder
+
+    def fit_without(dataset: Any, task: Any, config: Any, care: Any) -> Any:
+        return fit(dataset, task, config, replace(care, skipped={*care.skipped, *refused}))
+
+    vars(module).update(read_members=noted_read, make_encoder=poisoned_make, fit=fit_without)
+
+
 def make_trivial(kind: Any) -> None:
     """A stage that gives the same small fields for every clip."""
     import numpy as np
@@ -202,7 +239,12 @@ def note_first(kind: Any, path: str) -> None:
 
 
 def change(module: ModuleType, plan: dict[str, Any]) -> None:
-    """Change the stage that a module defines."""
+    """Change the stage that a module defines, or the fit."""
+    if module.__name__ == FIT:
+        faults = [fault for fault in plan.get("faults", ()) if fault["stage"] == "codebook"]
+        if faults:
+            poison_fit(module, faults)
+        return
     name = module.__name__.removeprefix(STAGES)
     for kind in vars(module).values():
         if isinstance(kind, type) and kind.__module__ == module.__name__ and vars(kind).get("name") == name:
@@ -216,12 +258,12 @@ def change(module: ModuleType, plan: dict[str, Any]) -> None:
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of stages as Python does, and changes them after they have run."""
+    """Finds the modules of stages, and that of the fit, as Python does, and changes them after they have run."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not name.startswith(STAGES):
+        if not name.startswith(STAGES) and name != FIT:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None and Path(os.environ["F2V_STAGES"]).exists():
