@@ -16,7 +16,7 @@ from pipeline.fingerprint import recipe_key
 from pipeline.pack import PackTask
 from pipeline.plan import Plan
 from pipeline.recipes import Recipes, missing_networks, plan_with, stage_recipes, supply
-from pipeline.recordings import Scan
+from pipeline.recordings import Scan, forget_refused
 from pipeline.registry import STAGES
 from pipeline.run_record import last_run
 from pipeline.selection import Selection, refuse_waiting
@@ -25,6 +25,7 @@ from pipeline.survey import Survey, Wanted, cut_words, survey
 from pipeline.words import count
 from pipeline.work import Crew, Site
 from pipeline.worker import Work
+from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import Codebook, Manifest, Recipe
 from shards.schema import VIDEO_RATE
@@ -89,6 +90,8 @@ def build(
     known: Known = {}
     scans: dict[str, Scan] = {}
     with Site(uri, events) as site:
+        if selection.requeue:
+            forget_refused(Dataset(uri), selection.requeue)
         for _ in range(ROUNDS):
             there = survey(source, uri, wanted, known, scans, site)
             _refuse_losses(there, selection, drop_missing)

@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pipeline.batches import in_batches
 from pipeline.columns import Column, load_column, read_members
 from pipeline.config import BuildConfig
 from pipeline.fingerprint import likely_recipe, recipe_key, recipe_of
+from pipeline.in_flight import Watch
 from pipeline.networks.device import pick_device
 from pipeline.networks.encoders import WIDTHS, Floats, make_encoder
 from pipeline.stages.audio import Audio
@@ -39,12 +41,21 @@ SAMPLED = 4
 """Sound that is encoded for a fit, as a multiple of the frames that it takes."""
 
 
-class Watch(Protocol):
-    """Ends the process that does not come on."""
+@dataclass(frozen=True)
+class Care:
+    """How clips are handled of which one may end the process.
 
-    def beat(self) -> None: ...
+    Attributes:
+        watch: is told of each clip, by its place.
+        places: key -> place among the order's clips.
+        alone: keys of clips to be encoded one by one.
+        skipped: keys of clips that are left out.
+    """
 
-    def rest(self) -> None: ...
+    watch: Watch
+    places: Mapping[str, int]
+    alone: Collection[str] = ()
+    skipped: Collection[str] = ()
 
 
 class FitTask(Config):
@@ -138,12 +149,12 @@ def usable_codebook(dataset: Dataset, manifest: Manifest | None, config: BuildCo
     return book
 
 
-def fit(dataset: Dataset, task: FitTask, config: BuildConfig, watch: Watch) -> tuple[Codebook | None, str]:
+def fit(dataset: Dataset, task: FitTask, config: BuildConfig, care: Care) -> tuple[Codebook | None, str]:
     """The codebook of the training shards' sound (of all shards, where no training clip has any), fitted unless a
     build that was stopped did so; None without any sound. Beside it, a line on the fit; empty where there was none.
 
     Args:
-        watch: hears of each clip, and of the clustering, which may take long.
+        care: for the clips; one that is skipped costs the fit its own frames.
 
     Raises:
         UserError: fewer frames of sound than clusters.
@@ -155,10 +166,11 @@ def fit(dataset: Dataset, task: FitTask, config: BuildConfig, watch: Watch) -> t
     if not columns:
         return None, ""
     key, note = fit_key(config), ""
-    inputs = hashlib.sha256("".join([key, *(column.sha256 for column in columns)]).encode()).hexdigest()[:16]
+    parts = [key, *(column.sha256 for column in columns), *sorted(care.skipped)]
+    inputs = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     name = f"codebooks/units-{inputs}.npy"
     if not dataset.store.exists(name):
-        data, note = _fit(dataset, columns, config, task.kept, watch)
+        data, note = _fit(dataset, columns, config, task.kept, care)
         # Another build may fit the same at the same time, on another kind of processor: the first one counts.
         with contextlib.suppress(Conflict):
             dataset.store.swap(name, data, None)
@@ -171,23 +183,24 @@ def _fit(
     columns: Sequence[Column],
     config: BuildConfig,
     kept: Mapping[str, str],
-    watch: Watch,
+    care: Care,
 ) -> tuple[bytes, str]:
     """Centroids as npy, and how they fit."""
     speech = config.speech
     clips = _sample([(column, key) for column in columns for key in column.clips], SAMPLED * speech.fit_frames)
+    clips = [clip for clip in clips if clip[1] not in care.skipped]
     shards = {column.task.shard for column, _ in clips}
     found = {shard: load_column(dataset, "speech", shard, mark) for shard, mark in kept.items() if shard in shards}
     stored = {shard: column for shard, column in found.items() if column}
 
     def rounded() -> Iterator[Floats]:
-        for values in _features(dataset, clips, stored, config):
-            watch.beat()
+        for values in _features(dataset, clips, stored, config, care):
             yield values.astype(np.float16).astype(np.float32)
 
     features = sample_features(rounded(), speech.fit_frames, speech.seed)
-    watch.rest()
+    care.watch.rest()  # clustering comes to its end, but may take long
     centroids = fit_codebook(features, speech.clusters, speech.seed, speech.reassignment)
+    care.watch.prepare()
     report = describe_codebook(features, centroids)
     buffer = io.BytesIO()
     save_codebook(buffer, centroids)
@@ -198,7 +211,11 @@ def _fit(
 
 
 def _features(
-    dataset: Dataset, clips: Sequence[tuple[Column, str]], stored: Mapping[str, Column], config: BuildConfig
+    dataset: Dataset,
+    clips: Sequence[tuple[Column, str]],
+    stored: Mapping[str, Column],
+    config: BuildConfig,
+    care: Care,
 ) -> Iterator[Floats]:
     """Features of each clip, [2F, D], in order: read from the `speech` columns in `stored`, else encoded."""
 
@@ -222,9 +239,19 @@ def _features(
 
     def work(batch: list[tuple[Column, str]]) -> list[Floats]:
         fresh = [clip for clip in batch if not has(clip)]
-        waves = [from_pcm(read(*clip, "wav")) for clip in fresh]
-        made = iter(encoder.encode(waves, speech.layer) if waves else [])
-        return [read(stored[clip[0].task.shard], clip[1], "features") if has(clip) else next(made)[1] for clip in batch]
+        together = [clip for clip in fresh if clip[1] not in care.alone]
+        made: dict[str, Floats] = {}
+        for group in [*([clip] for clip in fresh if clip[1] in care.alone), *([together] if together else [])]:
+            for clip in group:
+                care.watch.take(care.places[clip[1]])
+            waves = [from_pcm(read(*clip, "wav")) for clip in group]
+            for clip, (_, features) in zip(group, encoder.encode(waves, speech.layer), strict=True):
+                made[clip[1]] = features
+                care.watch.put(care.places[clip[1]], None)
+        return [
+            made[clip[1]] if clip[1] in made else read(stored[clip[0].task.shard], clip[1], "features")
+            for clip in batch
+        ]
 
     threads = torch.get_num_threads()
     # One thread, as in the workers: sums split over threads differ in the last bits from machine to machine.

@@ -6,7 +6,7 @@ and what it took. The record is written last: a column exists when it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pipeline.records import Record, load_record
 from pipeline.stage import Reason
@@ -83,6 +83,10 @@ class Column(Record):
     def tar_size(self) -> tuple[str, int]:
         """Object name and size of its tar."""
         return self.tar, self.bytes
+
+    def held(self, fields: Collection[str]) -> int:
+        """Bytes of its fields among `fields`."""
+        return sum(size for clip in self.clips.values() for name, (_, size) in clip.members.items() if name in fields)
 
     def ref(self, recipe: str) -> ColumnRef:
         """What the manifest says of it; `recipe` is the recipe's key there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -96,7 +96,7 @@ class RunConfig(Config):
     max_cpus: int | None = Field(None, ge=1)
     max_gpus: float | None = Field(None, gt=0)
     wait_minutes: float = Field(15.0, ge=0)
-    prices: dict[str, float] = {}
+    prices: dict[str, Annotated[float, Field(ge=0)]] = {}
     gpus: float = Field(0.0, ge=0)
     weights: Path | None = None
 

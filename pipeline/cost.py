@@ -11,7 +11,8 @@ class Cost:
 
     Attributes:
         seconds: wall clock of the whole task.
-        compute: of them, inside the stage itself: without reading columns, encoding and writing.
+        compute: of them, inside the stage itself: without reading columns, encoding and writing. 0 for packing, and all
+            of a fit of centroids.
         setup: of them, loading networks; 0 where an earlier task of the worker did.
         read, written: bytes of columns.
         peak: most bytes that the process held in memory since it started.

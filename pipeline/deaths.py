@@ -15,25 +15,15 @@ from pipeline.pools import Member
 from pipeline.recordings import Refusal, Scan, SegmentTask
 from pipeline.schedule import Job
 from pipeline.stage import Clip, Reason
+from pipeline.words import count
 from pipeline.worker import Done
 from shards.errors import UserError
 
 STRAYS = 10
-"""So often a task may lose its worker to the hunger of others, or its machine."""
+"""So often a task may lose its worker to the hunger of others or to something unknown, or its machine."""
 _REASONS = {"crash": Reason.CRASH, "killed": Reason.CRASH, "hang": Reason.HANG, "memory": Reason.MEMORY}
 _SHORT_OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY", "OutOfMemoryError")
 """How Ray says that its own monitor ended a worker."""
-
-
-@dataclass(frozen=True)
-class Inquest:
-    """A death that is looked into; `seconds` since the worker got the job, `until` when the answer must be there."""
-
-    member: Member
-    job: Job
-    error: str
-    seconds: float
-    until: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,7 @@ class Death:
         rss: bytes that it held.
         fault: its last words.
         low: whether Ray ended it because its machine was short of memory.
+        blank: whether nothing is known of it, or it had not begun the task.
     """
 
     why: str
@@ -55,17 +46,38 @@ class Death:
     rss: int
     fault: str
     low: bool = False
+    blank: bool = False
 
-    @classmethod
-    def of(cls, inquest: Inquest, notes: Notes | None) -> Death:
-        """By the notes that it left; None where its machine has none."""
-        if notes is None:
-            return cls("killed", (), inquest.seconds, 0, "")
-        low = any(words in inquest.error for words in _SHORT_OF_MEMORY)
+
+@dataclass(frozen=True)
+class Inquest:
+    """A death that is looked into.
+
+    Attributes:
+        error: what Ray said.
+        seconds: since the worker got the job.
+        until: when the answer must be there.
+    """
+
+    member: Member
+    job: Job
+    error: str
+    seconds: float
+    until: float
+
+    def death(self, notes: Notes | None) -> Death:
+        """By the notes that the worker left; None where they cannot be had."""
+        if notes is None or notes.task != " ".join(self.job.place):
+            return Death("killed", (), self.seconds, 0, "", blank=True)
+        low = any(words in self.error for words in _SHORT_OF_MEMORY)
         why = notes.why or ("memory" if low else "killed")
-        clips = inquest.job.order.clips
+        clips = self.job.order.clips
         in_hand = tuple(clips[place] for place in notes.in_hand if place < len(clips))
-        return cls(why, in_hand, inquest.seconds, notes.rss, notes.fault, low and notes.why is None)
+        return Death(why, in_hand, self.seconds, notes.rss, notes.fault, low and notes.why is None)
+
+    def machine_lost(self) -> Death:
+        """With its machine."""
+        return Death("node", (), self.seconds, 0, "")
 
 
 @dataclass(frozen=True)
@@ -94,12 +106,12 @@ def judge(job: Job, death: Death, kind_share: float, run: RunConfig) -> Verdict:
                 "to resume"
             )
         return Verdict()
-    if death.low and death.rss < kind_share:
+    if death.blank or (death.low and death.rss < kind_share):
         job.strays += 1
         if job.strays > STRAYS:
             raise UserError(
-                f"{_where(job)}: machines are short of memory; Ray ended {job.strays} workers of this task that held "
-                "no more than their share. Give machines fewer workers or more memory, and build again to resume"
+                f"{_where(job)}: lost {job.strays} workers through no fault that can be found; are machines short of "
+                "memory? Give them fewer workers or more memory, and build again to resume"
             )
         return Verdict()
     if not death.in_hand:
@@ -122,14 +134,17 @@ def judge(job: Job, death: Death, kind_share: float, run: RunConfig) -> Verdict:
 
 
 def _give_up(job: Job, clip: Clip, death: Death, run: RunConfig) -> Verdict:
-    reason, times = _REASONS[death.why], job.strikes[clip.key]
+    reason, times = _REASONS[death.why], count(job.strikes[clip.key], "time")
+    # No measured figures: they would differ from build to build.
     words = {
         "hang": f"did not come on within {run.clip_timeout:g} s (run.clip_timeout)",
-        "memory": f"took {death.rss / 1e9:.1f} GB (run.memory_gb = {run.memory_gb:g})",
+        "memory": f"took more than {run.memory_gb:g} GB (run.memory_gb)",
         "crash": death.fault.partition("\n")[0].removeprefix("Fatal Python error: "),
         "killed": "was killed, by the system for want of memory or by a crash that left no word",
     }[death.why]
-    message = f"{clip.uri}: its worker died {times} times on this clip, the last time alone: {words}"
+    if death.low:
+        words = "held more than its share of a machine that ran short of memory"
+    message = f"{clip.uri}: its worker died {times} on this clip, the last time alone: {words}"
     order, task = job.order, job.order.task
     if isinstance(task, SegmentTask):
         refusal = Refusal(reason=reason, message=message.removeprefix(f"{clip.uri}: "), traceback=death.fault)

@@ -18,8 +18,8 @@ T = TypeVar("T")
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 Facts = tuple[int, str, str]
 """Size, stamp and sha256 of a file; of one that cannot be read: 0 and twice nothing."""
-Files = Sequence[tuple[str, Object | None]]
-"""URIs, each with what a listing said of it."""
+Files = Sequence[tuple[str, Object]]
+"""URIs, each with its size and stamp."""
 Read = Callable[[Files], Iterator[tuple[str, Facts]]]
 """Reads files whole and gives URI and facts of each, in any order."""
 
@@ -44,19 +44,19 @@ def with_digests(
         OSError: a disk does not work.
     """
     uris = sorted({clip.uri for clip in clips})
-    named = {uri for uri, _, _ in known}
-    seen = {uri: objects.get(uri) for uri in uris}
-    # Of a file that was read before, and is in no listing, size and stamp are asked for first.
-    asked = [uri for uri, found in seen.items() if found is None and uri in named]
     facts: dict[str, Facts] = {}
+    new: list[tuple[str, Object]] = []
     with Progress("read source", len(uris), "files") as progress:
-        seen.update(_in_threads(asked, _find))
+        seen: dict[str, Object | None] = {uri: objects.get(uri) for uri in uris}
+        seen.update(_in_threads([uri for uri, found in seen.items() if found is None], _find))
         for uri, found in seen.items():
-            digest = known.get((uri, found.size, found.stamp)) if found else None
-            if found and digest:
-                facts[uri] = found.size, found.stamp, digest
+            digest = known.get((uri, found.size, found.stamp)) if found else ""
+            if found and not digest:
+                new.append((uri, found))
+            else:
+                facts[uri] = (found.size, found.stamp, digest or "") if found else (0, "", "")
                 progress.advance()
-        for uri, fact in (read or read_here)([(uri, found) for uri, found in seen.items() if uri not in facts]):
+        for uri, fact in (read or read_here)(new):
             facts[uri] = fact
             progress.advance()
     return [
@@ -90,10 +90,9 @@ def _find(uri: str) -> Object | None:
         return None
 
 
-def _facts(uri: str, found: Object | None) -> Facts:
+def _facts(uri: str, found: Object) -> Facts:
     store, name = open_uri(uri)
     try:
-        found = found or store.find(name)
-        return (found.size, found.stamp, store.sha256(name)) if found else (0, "", "")
+        return found.size, found.stamp, store.sha256(name)
     except _UNREADABLE:
         return 0, "", ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -155,7 +155,7 @@ def cut_recordings(
             waiting.append(clip)
             continue
         old = held[clip.key, clip.digest]
-        if scan and scan.refused and scan.refused.reason.retriable and old:
+        if scan and scan.refused and scan.refused.reason is Reason.FAULT and old:
             clips += [replace(clip, key=row.key, text=row.text, start=row.start, end=row.end) for row in old]
             kept += 1
             continue
@@ -225,6 +225,14 @@ def scan_recording(
         refused=_refusal(recording, found.refused) if found.refused else None,
     )
     return publish_record(dataset, scan)
+
+
+def forget_refused(dataset: Dataset, reasons: Collection[str]) -> None:
+    """Drop what is known of recordings that were refused as a whole for one of these reasons, so that they are looked
+    through again."""
+    stored = [found.name for found in dataset.store.list(SEGMENTS)]
+    scans = [scan for scan in _load(dataset, stored) if scan.refused and scan.refused.reason.value in reasons]
+    dataset.store.delete([scan.name for scan in scans if not scan.segments])
 
 
 def task_of(clip: Clip, recipe: Recipe) -> SegmentTask:

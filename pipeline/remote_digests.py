@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
+from pipeline.config import RunConfig
 from pipeline.digests import Facts, Files, read_here
-from pipeline.session import nodes
+from pipeline.session import answers, check_room, no_room, nodes, room_to_come
+from pipeline.stage import Resources
 from shards.errors import UserError
-from shards.signals import check_signals
 
 import ray  # isort: skip  # after pipeline.session, which sets its environment
 import ray.exceptions  # isort: skip
 
-_FILES = 64
-"""Files of a task: seconds of reading."""
+_FILES, _BYTES = 64, 1 << 30
+"""Most files and bytes of a task, beyond its first file."""
 _TRIES = 5
-"""How often a task is given out that loses its machine."""
+"""How often a task is given out again that lost its machine."""
 
 
-def read_on_ray(files: Files) -> Iterator[tuple[str, Facts]]:
+def read_on_ray(files: Files, run: RunConfig) -> Iterator[tuple[str, Facts]]:
     """As `read_here`, on the machines of the session that is open.
 
     Raises:
         StorageError: a bucket refuses or does not answer.
         OSError: a disk does not work.
-        UserError: machine after machine was lost.
+        UserError: no machine has a processor, and none comes in `wait_minutes`; machine after machine was lost.
     """
+    check_room([Resources()], room_to_come(run, nodes()))
     read = ray.remote(_read).options(num_cpus=1, max_retries=_TRIES)
-    waiting = [files[start : start + _FILES] for start in range(0, len(files), _FILES)][::-1]
-    running: list[ray.ObjectRef] = []
+    waiting = _parts(files)[::-1]
+    running: list[Any] = []
+    alone = time.monotonic()
     while waiting or running:
-        # Two for each processor: one at work and one to follow, however many machines there are by now.
-        most = 2 * max(1, int(sum(node.cpus for node in nodes() if node.alive)))
-        while waiting and len(running) < most:
+        there = [node for node in nodes() if node.alive]
+        cpus = int(sum(node.cpus for node in there))
+        alone = time.monotonic() if cpus else alone
+        if time.monotonic() - alone > 60 * run.wait_minutes:
+            raise no_room(Resources(), run, there)
+        # One at work and one to follow for each processor that there is; and as many as are to come.
+        while waiting and len(running) < max(2 * cpus, run.max_cpus or 0, 1):
             running.append(read.remote(waiting.pop()))
-        check_signals()
-        ready, running = ray.wait(running, num_returns=1, timeout=1)
-        for call in ready:
+        for call in answers(running):
+            running.remove(call)
             try:
                 yield from ray.get(call)
             except ray.exceptions.RayTaskError as error:
@@ -45,7 +53,19 @@ def read_on_ray(files: Files) -> Iterator[tuple[str, Facts]]:
                 raise
             except ray.exceptions.RayError as error:
                 words = " ".join(str(error).split())[:300]
-                raise UserError(f"ray: reading the source lost its machine {_TRIES} times ({words})") from None
+                raise UserError(f"ray: reading the source lost machine after machine ({words})") from None
+
+
+def _parts(files: Files) -> list[Files]:
+    parts: list[list[Any]] = []
+    held = 0
+    for uri, found in files:
+        held += found.size
+        if not parts or len(parts[-1]) == _FILES or held > _BYTES:
+            parts.append([])
+            held = found.size
+        parts[-1].append((uri, found))
+    return [*parts]
 
 
 def _read(files: Files) -> list[tuple[str, Facts]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.columns import Column, ColumnClip, Refused, Task, read_members
+from pipeline.in_flight import Watch
 from pipeline.records import publish_record
 from pipeline.stage import Clip, Fields, Item, Reason, Rejection, Stage
 from shards.codec import decode, encode
@@ -15,16 +16,6 @@ from shards.dataset import Dataset
 from shards.manifest import column_tar
 from shards.schema import FIELDS, SCHEMA_VERSION, SchemaError, check_sample, frames_of
 from shards.tar import write_tar
-
-
-class Watch(Protocol):
-    """Is told which clip is worked on, by its place among the shard's clips."""
-
-    def take(self, place: int) -> None: ...
-
-    def put(self, place: int, reason: str | None) -> None: ...
-
-    def rest(self) -> None: ...
 
 
 @dataclass
@@ -58,7 +49,7 @@ def build_column(
         reads: records of the columns that hold the fields the stage reads.
         kept: record of the stage's own column in `task.reuse`; clips that it refused stay refused.
         watch: is told of each clip that is taken and done.
-        alone: keys of clips to be done first and one by one; what comes out does not depend on that.
+        alone: keys of clips to be done first and one by one; what comes out depends on that no more than on a batch.
         given_up: clips that are refused without trying.
 
     A value that breaks the schema refuses its clip as a fault; the other clips go on.
@@ -123,7 +114,7 @@ def build_column(
     with dataset.store.draft() as draft:
         written = write_tar(draft.stream, members())
         if watch:
-            watch.rest()
+            watch.prepare()
         draft.publish(column_tar(task.stage, task.shard, task.fingerprint, written.sha256))
     offsets = {member.name: (member.offset, member.size) for member in written.members}
     column = Column(

@@ -14,11 +14,10 @@ from pipeline.deaths import Death, Inquest, judge
 from pipeline.pools import Member, Pools
 from pipeline.registry import STAGES, make_stage
 from pipeline.schedule import Job, Schedule
-from pipeline.session import check_room, nodes
+from pipeline.session import answers, check_room, no_room, nodes, room_to_come
 from pipeline.stage import Resources
 from pipeline.worker import Done, Order, Work
 from shards.errors import UserError
-from shards.signals import check_signals
 
 import ray  # isort: skip  # after pipeline.session, which sets its environment
 import ray.exceptions  # isort: skip
@@ -28,8 +27,8 @@ _LOOK_EVERY = 2.0
 """Seconds between looks at the workers and at the cluster."""
 _START = 120.0
 """Seconds that a worker may take to start."""
-_SOON = 20.0
-"""Seconds in which the machine of a dead worker says what is known of it; then it counts as lost too."""
+_SOON = 90.0
+"""Seconds in which the machine of a dead worker says what is known of it; a busy one needs many for a new process."""
 
 
 class Runner:
@@ -76,7 +75,8 @@ class Runner:
                 stuck = stuck or time.monotonic()
                 self._wait_for_room(schedule, time.monotonic() - stuck)
             looks = []
-            for call in self._wait():
+            calls = [*self._pools.busy, *self._pools.starting, *self._inquests, *self._looks]
+            for call in answers(calls):
                 if call in self._looks:
                     looks += self._see(call)
                 elif call in self._inquests:
@@ -98,7 +98,10 @@ class Runner:
     def _add(self, schedule: Schedule, orders: Sequence[Order]) -> None:
         if orders:
             schedule.add(orders)
-            self._board.begin([o.task for o in orders], {o.task.shard: len(o.clips) for o in orders if o.clips})
+            self._board.begin(
+                [order.task for order in orders],
+                {order.task.shard: len(order.clips) for order in orders if order.task.stage != "codebook"},
+            )
 
     def _hand_out(self, schedule: Schedule) -> None:
         for kind, idle in self._pools.idle.items():
@@ -108,31 +111,22 @@ class Runner:
                 member.since = time.monotonic()
                 self._board.given(job.order.task, member.host)
 
-    def _wait(self) -> list[Any]:
-        """Calls that have an answer, waiting for one a second at most."""
-        calls = [*self._pools.busy, *self._pools.starting, *self._inquests, *self._looks]
-        check_signals()
-        try:
-            if not calls:
-                time.sleep(0.2)
-                return []
-            if ray.wait(calls, num_returns=1, timeout=1)[0]:
-                return list(ray.wait(calls, num_returns=len(calls), timeout=0)[0])
-            return []
-        except SystemError:
-            check_signals()  # a signal that came inside Ray's own code shows as this
-            raise
-
     def _collect(self, call: Any, schedule: Schedule, on_done: Callable[[Work, Done], Sequence[Order]]) -> None:
         member, job = self._pools.busy.pop(call)
         try:
             done = ray.get(call)
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            self._pools.dismiss(member)
-            self._open_inquest(member, job, str(error))
-            return
         except ray.exceptions.RayTaskError as error:
             raise _failure(job.order.task, error) from None
+        except ray.exceptions.RayError as error:  # of many kinds: dead, out of memory, out of reach, its node dead
+            self._pools.dismiss(member)
+            now = time.monotonic()
+            inquest = Inquest(member, job, f"{type(error).__name__} {error}", now - member.since, now + _SOON)
+            self._see_cluster()
+            if self._is_there(member):
+                self._inquests[self._ask(member)] = inquest
+            else:
+                self._judge(inquest, inquest.machine_lost(), schedule, on_done)
+            return
         self._pools.rest(member)
         self._finish(job, done, schedule, on_done)
 
@@ -145,14 +139,13 @@ class Runner:
             self._board.note(done.note)
         self._add(schedule, on_done(job.order.task, done))
 
-    def _open_inquest(self, member: Member, job: Job, error: str) -> None:
-        """Ask the machine of a worker that died what that worker left."""
+    def _ask(self, member: Member) -> Any:
+        """Have the notes read that a worker left on its machine."""
         from pipeline.in_flight import read_notes
 
         there = NodeAffinitySchedulingStrategy(member.node, soft=False)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        call = ray.remote(read_notes).options(**options).remote(member.notes)
-        self._inquests[call] = Inquest(member, job, error, time.monotonic() - member.since, time.monotonic() + _SOON)
+        return ray.remote(read_notes).options(**options).remote(member.notes)
 
     def _close_inquest(self, call: Any, schedule: Schedule, on_done: Callable[[Work, Done], Sequence[Order]]) -> None:
         inquest = self._inquests.pop(call)
@@ -160,10 +153,8 @@ class Runner:
         with contextlib.suppress(ray.exceptions.RayError, OSError):
             notes = ray.get(call, timeout=0)
         self._see_cluster()
-        if notes is None and not self._is_there(inquest.member):
-            self._judge(inquest, _lost_node(inquest), schedule, on_done)
-        else:
-            self._judge(inquest, Death.of(inquest, notes), schedule, on_done)
+        lost = notes is None and not self._is_there(inquest.member)
+        self._judge(inquest, inquest.machine_lost() if lost else inquest.death(notes), schedule, on_done)
 
     def _is_there(self, member: Member) -> bool:
         return any(node.id == member.node for node in self._pools.nodes)
@@ -199,8 +190,7 @@ class Runner:
             there = self._is_there(inquest.member)
             if now > inquest.until or not there:
                 del self._inquests[call]
-                death = Death.of(inquest, None) if there else _lost_node(inquest)
-                self._judge(inquest, death, schedule, on_done)
+                self._judge(inquest, inquest.death(None) if there else inquest.machine_lost(), schedule, on_done)
         asked = set(map(id, self._looks.values()))
         for member, _ in self._pools.busy.values():
             if id(member) not in asked:
@@ -216,31 +206,17 @@ class Runner:
 
     def _see_cluster(self) -> None:
         found = nodes()
-        self._pools.nodes = [node for node in found if node.alive]
+        self._pools.see([node for node in found if node.alive])
         self._board.cluster(found)
 
     def _check_room(self) -> None:
         """What cannot be had now, and will not come, is said before anything is done."""
-        growing = [{"CPU": self._run.max_cpus or 0, "GPU": self._run.max_gpus or 0}]
-        has = [{"CPU": node.cpus, "GPU": node.gpus} for node in self._pools.nodes]
-        if not self._run.max_gpus and self._run.max_cpus:
-            growing = [{"CPU": self._run.max_cpus, "GPU": max((node["GPU"] for node in has), default=0)}]
-        check_room(self._needs.values(), [*has, *growing])
+        check_room(self._needs.values(), room_to_come(self._run, self._pools.nodes))
 
     def _wait_for_room(self, schedule: Schedule, seconds: float) -> None:
         """Nobody works. Where workers only need to start, that ends by itself; else a machine has to come."""
         if seconds > max(_START, 60 * self._run.wait_minutes) and not self._pools.at_work():
-            kind = schedule.kinds()[0]
-            what = f"{kind.cpus:g} processor" + (f" and {kind.gpus:g} GPU" if kind.gpus else "")
-            machines = ", ".join(f"{node.host} {node.cpus:g} CPU {node.gpus:g} GPU" for node in self._pools.nodes)
-            raise UserError(
-                f"ray: no room for a worker ({what}) in {self._run.wait_minutes:g} minutes (run.wait_minutes); the "
-                f"cluster has {machines}, which others may use; what is done is kept, build again to go on"
-            )
-
-
-def _lost_node(inquest: Inquest) -> Death:
-    return Death("node", (), inquest.seconds, 0, "")
+            raise no_room(schedule.kinds()[0], self._run, self._pools.nodes)
 
 
 def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:

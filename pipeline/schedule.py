@@ -42,6 +42,7 @@ class Job:
 
     @property
     def place(self) -> Place:
+        """Stage and shard of its task."""
         return self.order.task.stage, self.order.task.shard
 
 
@@ -82,15 +83,12 @@ class Schedule:
                 self._push(job)
 
     def needs(self, job: Job) -> Resources:
+        """What a worker for it occupies."""
         return self._needs[job.order.task.stage]
 
     def kinds(self) -> list[Resources]:
         """Kinds of workers for which there is a task right now."""
         return [kind for kind, heap in self._ready.items() if heap]
-
-    def all_kinds(self) -> set[Resources]:
-        """Kinds of workers that any task may need."""
-        return set(self._needs.values())
 
     def ready(self, kind: Resources) -> int:
         """Tasks that workers of this kind could begin."""

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from pipeline.cost import Node
 from pipeline.stage import Resources
 from pipeline.worker import worker_env
 from shards.errors import UserError
+from shards.signals import check_signals
 
 # Quiet, and nothing leaves the machine: no usage report, no look for `uv`, no token between local processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -117,6 +119,25 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def answers(calls: Sequence[Any]) -> list[Any]:
+    """Calls that have an answer, waiting for one a second at most.
+
+    Raises:
+        Stopped: a signal asks to stop.
+    """
+    check_signals()
+    try:
+        if not calls:
+            time.sleep(0.2)
+            return []
+        if ray.wait([*calls], num_returns=1, timeout=1)[0]:
+            return list(ray.wait([*calls], num_returns=len(calls), timeout=0)[0])
+        return []
+    except SystemError:
+        check_signals()  # a signal that came inside Ray's own code shows as this
+        raise
+
+
 def nodes() -> list[Node]:
     """The machines of the cluster, those that it lost among them."""
     return [_node(found) for found in ray.nodes()]
@@ -142,6 +163,25 @@ def actor_options(resources: Resources) -> dict[str, Any]:
         "num_gpus": resources.gpus,
         "runtime_env": {"env_vars": worker_env(resources)},
     }
+
+
+def no_room(wanted: Resources, run: RunConfig, machines: Sequence[Node]) -> UserError:
+    """What to say where a worker waited too long for its place."""
+    what = f"{wanted.cpus:g} processor" + (f" and {wanted.gpus:g} GPU" if wanted.gpus else "")
+    there = ", ".join(f"{node.host} {node.cpus:g} CPU {node.gpus:g} GPU" for node in machines)
+    return UserError(
+        f"ray: no room for a worker ({what}) in {run.wait_minutes:g} minutes (run.wait_minutes); the cluster has "
+        f"{there}, which others may use; what is done is kept, build again to go on"
+    )
+
+
+def room_to_come(run: RunConfig, machines: Sequence[Node]) -> list[dict[str, float]]:
+    """What each machine has, as Ray names it; and, on a cluster that may grow, what one more may have."""
+    has = [{"CPU": node.cpus, "GPU": node.gpus} for node in machines if node.alive]
+    if run.ray_address is None:
+        return has
+    most = max((node["GPU"] for node in has), default=0)
+    return [*has, {"CPU": run.max_cpus or 0, "GPU": run.max_gpus or most}]
 
 
 def check_room(workers: Iterable[Resources], machines: Sequence[Mapping[str, float]]) -> None:

@@ -13,9 +13,11 @@ from pipeline.config import BuildConfig
 from pipeline.digests import Facts, Files, Read, read_here
 from pipeline.pack import Packed
 from pipeline.recordings import Scan
+from pipeline.records import publish_record
 from pipeline.run_record import Outcome
 from pipeline.stage import Clip
 from pipeline.worker import Done, Order, Work
+from shards.dataset import Dataset
 from shards.manifest import Codebook, ColumnRef
 from shards.signals import Stopped
 
@@ -26,8 +28,8 @@ Follow = Callable[[Codebook | None], tuple[Sequence[Work], str | None]]
 """From centroids that were just fitted to the tasks that can be done now, and the name of the centroids."""
 
 
-FEW = 64
-"""Media that are not worth a cluster to be read."""
+LITTLE = 64 << 20
+"""Bytes of media that are not worth a cluster to be read."""
 
 
 class Site:
@@ -53,17 +55,17 @@ class Site:
         return self._board
 
     def reader(self, config: BuildConfig) -> Read | None:
-        """Reads media for their digests on the cluster's machines, if they are many; None where there is no cluster."""
+        """Reads media for their digests on the cluster's machines, if they are large; None without a cluster."""
         if config.run.ray_address is None:
             return None
 
         def read(files: Files) -> Iterator[tuple[str, Facts]]:
-            if len(files) <= FEW:
+            if sum(found.size for _, found in files) <= LITTLE:
                 return read_here(files)
             self._connect(config)
             from pipeline.remote_digests import read_on_ray
 
-            return read_on_ray(files)
+            return read_on_ray(files, config.run)
 
         return read
 
@@ -99,11 +101,12 @@ class Site:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The board is closed first: what it shows must not tear what is said of the end.
-        if self._board is not None:
-            outcome: Outcome = "done" if kind is None else "stopped" if isinstance(value, Stopped) else "failed"
-            self._board.record(outcome, "" if value is None else str(value))
-        self._stack.close()
+        try:
+            if self._board is not None:
+                outcome: Outcome = "done" if kind is None else "stopped" if isinstance(value, Stopped) else "failed"
+                self._board.record(outcome, str(value) if outcome == "failed" else "")
+        finally:
+            self._stack.close()
 
 
 class Crew:
@@ -154,10 +157,17 @@ class Crew:
         new = {(task.stage, task.shard): task for task in tasks}
         new = {place: task for place, task in new.items() if place not in self._given}
         self._given |= new.keys()
-        return [Order(task, self._shards.get(task.shard, []), codebook) for task in new.values()]
+        return [Order(task, self._clips(task), codebook) for task in new.values()]
+
+    def _clips(self, task: Work) -> list[Clip]:
+        if isinstance(task, FitTask):
+            return [clip for shard in task.marks for clip in self._shards[shard]]
+        return self._shards[task.shard]
 
     def _note(self, task: Work, done: Done) -> None:
         if isinstance(done.result, Scan):
+            if done.cost is None and done.ran:  # given up: no worker is there to store it
+                publish_record(Dataset(self._site.uri), done.result)
             self.scans[task.shard] = done.result
         elif isinstance(done.result, Packed):
             self.packed[task.shard] = done.result

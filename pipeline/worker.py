@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import metrics
-from pipeline.codebook import FitTask, fit
+from pipeline.codebook import Care, FitTask, fit
 from pipeline.columns import Column, Refused, Task, load_column
 from pipeline.config import BuildConfig
 from pipeline.cost import Cost, Look
@@ -128,7 +128,8 @@ class Worker:
         if not done.ran:
             return done
         result = done.result
-        clips, refused = len(order.clips), 0
+        # Of a fit, which looks at a sample, they are not counted.
+        clips, refused = 0 if isinstance(task, FitTask) else len(order.clips), 0
         if isinstance(result, ColumnRef):
             clips, refused = result.clips, result.refused
         elif isinstance(result, Packed):
@@ -153,7 +154,9 @@ class Worker:
         """What came of it, seconds inside the stage, bytes of columns read and bytes written."""
         task, begin = order.task, time.perf_counter()
         if isinstance(task, FitTask):
-            book, note = fit(self._dataset, task, self._config, self._hand)
+            places = {clip.key: place for place, clip in enumerate(order.clips)}
+            skipped = {refused.key for refused in order.given_up}
+            book, note = fit(self._dataset, task, self._config, Care(self._hand, places, order.alone, skipped))
             return Done(book, bool(note), note=note), time.perf_counter() - begin, 0, book.bytes if book else 0
         if isinstance(task, SegmentTask):
             scan = load_record(self._dataset, Scan, f"{task.shard}.json")
@@ -165,10 +168,10 @@ class Worker:
             packed = load_packed(self._dataset, task.shard, task.inputs)
             if packed:
                 return Done(packed, False), 0.0, 0, 0
-            packed = pack_shard(self._dataset, task, self._columns(task), order.clips)
-            size = packed.packed.bytes if packed.packed else 0
-            return Done(packed, True), 0.0, size, size
-        self._hand.prepare()
+            columns = self._columns(task)
+            packed = pack_shard(self._dataset, task, columns, order.clips)
+            read = sum(column.held(task.fields) for column in columns)
+            return Done(packed, True), 0.0, read, packed.packed.bytes if packed.packed else 0
         column = load_column(self._dataset, task.stage, task.shard, task.fingerprint)
         if column:
             return Done(column.ref(recipe_key(task.recipe)), False), 0.0, 0, 0
@@ -191,7 +194,6 @@ class Worker:
     def _scan(self, task: SegmentTask, recording: Clip) -> Scan:
         if self._detector is None:
             begin = time.perf_counter()
-            self._hand.prepare()
             faces = make_faces(self._config)
             _check(task.stage, task.recipe, scan_recipe(faces, self._config))
             faces.setup()

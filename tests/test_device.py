@@ -61,7 +61,7 @@ def test_a_fit_of_centroids_follows_the_settings(share: float, kind: str, monkey
     clip: Any = (SimpleNamespace(task=SimpleNamespace(shard="train-0")), "key")
     nowhere: Any = None
     with pytest.raises(UserError, match="enough"):
-        next(codebook._features(nowhere, [clip], {}, BuildConfig(run=RunConfig(gpus=share))))
+        next(codebook._features(nowhere, [clip], {}, BuildConfig(run=RunConfig(gpus=share)), nowhere))
     assert [device.type for device in asked] == [kind]
 
 

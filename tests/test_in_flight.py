@@ -67,7 +67,7 @@ def test_the_notes_of_a_dead_process_say_what_it_was_at(how: str, why: str, word
     assert notes.in_hand == (2, 4)
     assert word in notes.fault
     assert "in ruin" in notes.fault
-    assert 1.2 <= notes.seconds < 30
+    assert notes.task == "speech train-000000"
     if how == "memory":
         assert notes.rss > 0.4e9
 

@@ -25,11 +25,12 @@ def no_files(files: Files) -> Iterator[tuple[str, Facts]]:
 def test_a_cluster_reads_many_media_and_the_process_that_asks_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {f"clip{number:03}": os.urandom(2000 + number) for number in range(work.FEW + 10)}
+    words = {f"clip{number:03}": os.urandom(2000 + number) for number in range(70)}
     for name, data in words.items():
         (tmp_path / f"{name}.mp4").write_bytes(data)
     # Pickled by name, so only this process cannot read.
     monkeypatch.setattr(digests, "_facts", lambda *file: pytest.fail("read here"))
+    monkeypatch.setattr(work, "LITTLE", 1000)
     monkeypatch.setattr(work, "read_here", lambda files: pytest.fail("read here"))
     config = BuildConfig(run=RunConfig(ray_address=cluster()))
     with Site(str(tmp_path / "ds")) as site:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,78 @@ def test_idle_workers_make_way_for_a_kind_that_has_nobody_where_it_fits(pools: P
     assert asked(pools) == {GPU: 1}
     pools.make_way(schedule)
     assert not elsewhere.actor.ended
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "share", "shards"),
+    [(1, 1, 1.0, 2), (2, 1, 0.5, 3), (4, 1, 0.25, 20), (4, 1, 0.5, 20), (16, 1, 0.0625, 40), (8, 2, 0.25, 32)],
+)
+def test_workers_of_two_kinds_on_one_machine_come_to_an_end_and_rarely_change(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, share: float, shards: int
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.pools.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pools.see([node("g", cpus, gpus)])
+    gpu = Resources(1, share)
+    schedule = Schedule({**NEEDS, "faces": gpu, "landmarks": gpu, "speech": gpu, "codebook": gpu})
+    names = [f"train-{number:06d}" for number in range(shards)]
+    speech = [order("speech", name, "audio") for name in names]
+    schedule.add([*work(shards)[: 4 * shards], *speech])
+    hired: list[Any] = []
+    while len(schedule):
+        clock[0] += 1
+        assert clock[0] < 2000, f"{len(schedule)} tasks were never done"
+        pools.make_way(schedule)
+        for kind, idle in pools.idle.items():
+            while idle and schedule.ready(kind):
+                pools.busy[object()] = (idle.pop(), schedule.take(kind))
+        pools.hire(schedule)
+        assert sum(m.kind.cpus for m in [*pools._placed(), *pools.starting.values()]) <= cpus
+        for call in list(pools.starting):
+            member = pools.starting.pop(call)
+            member.node = "g"
+            hired.append(member.actor)
+            pools.rest(member)
+        # A task takes four seconds.
+        if pools.busy and clock[0] % 4 == 0:
+            for call in list(pools.busy):
+                member, job = pools.busy.pop(call)
+                pools.rest(member)
+                schedule.finish(job)
+    # Each change of kind costs the loading of networks, so they are few beside the tasks.
+    assert len(hired) <= cpus + max(3, 5 * shards / 4)
+
+
+def test_one_worker_goes_for_one_that_waits(pools: Pools) -> None:
+    pools.see([node("g", 8, 1)])
+    schedule = Schedule(NEEDS)
+    schedule.add([order("faces", "train-000000")])
+    waiting = Member(Actor(), GPU)
+    waiting.since -= 11
+    pools.starting[object()] = waiting
+    for _ in range(8):
+        pools.rest(Member(Actor(), CPU, node="g"))
+    for _ in range(8):
+        pools.make_way(schedule)
+    assert sum(len(idle) for idle in pools.idle.values()) == 7
+
+
+def test_idle_workers_are_gone_with_their_machine(pools: Pools) -> None:
+    pools.see([node("a", 1), node("b", 1)])
+    for name in ("a", "b"):
+        pools.rest(Member(Actor(), CPU, node=name))
+    pools.see([node("b", 1)])
+    assert [member.node for member in pools.idle[CPU]] == ["b"]
+
+
+def test_what_was_asked_for_in_vain_is_taken_back(pools: Pools) -> None:
+    pools.see([node("c", 0)])
+    asked_for = Member(Actor(), CPU)
+    asked_for.since -= 11
+    pools.starting[object()] = asked_for
+    pools.hire(Schedule(NEEDS))
+    assert asked_for.actor.ended
+    assert not pools.starting
 
 
 def test_workers_with_nothing_to_do_for_long_let_an_autoscaler_end_their_machine(pools: Pools) -> None:
