@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shards.errors import UserError
+
 if TYPE_CHECKING:
+    from shards.dataset import Dataset
     from shards.manifest import Manifest
 
 HOURS, CLIPS, SHARD_CLIPS = 440.0, 151_821, 256
@@ -105,24 +109,28 @@ class Gpu:
         speed: of the networks, against the one that the estimates are for.
         tflops: peak of dense bfloat16 products, as its maker states it.
         price: assumed, of an hour of it with its machine, in dollars.
+        cpus: processors of that machine for each GPU.
     """
 
     name: str
     speed: float
     tflops: float
     price: float
+    cpus: int
 
 
-GPUS = (Gpu("H100", 1.0, 989, 2.50), Gpu("L4", 0.12, 121, 0.40))
+GPUS = (Gpu("H100", 1.0, 989, 2.50, 16), Gpu("L4", 0.12, 121, 0.40, 8))
 TRAINING_SHARE = 0.2
 """Of a GPU's peak that training is taken to reach (assumed)."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Assumed, in dollars: an hour of a processor, a GB for a month, a thousand writes or lists, a thousand reads."""
+    """Assumed, in dollars: an hour of a processor, of a GPU with its machine (in the table of a dataset), a GB for a
+    month, a thousand writes or lists, a thousand reads."""
 
     cpu: float = 0.015
+    gpu: float = GPUS[-1].price
     gb_month: float = 0.023
     writes: float = 0.005
     reads: float = 0.0004
@@ -175,7 +183,7 @@ def stage_table(job: Job) -> list[str]:
 
 
 def wall_table(job: Job, cores: Sequence[int], gpus: Sequence[int]) -> list[str]:
-    """Wall clock and price, where nothing waits."""
+    """Wall clock where nothing waits, and the price of the machines for as long, idle processors and all."""
     lines = [f"{'build':34}{'hours':>8}{'$':>8}"]
     for precision in ("bfloat16", "float32"):
         work = job.work(sum(getattr(stage, precision) for stage in PAPER))
@@ -184,10 +192,15 @@ def wall_table(job: Job, cores: Sequence[int], gpus: Sequence[int]) -> list[str]
     plain = job.work(sum(stage.bfloat16 for stage in PAPER if stage.gpu is None))
     for gpu in reversed(GPUS):
         work = sum(job.on_gpu(stage, gpu) for stage in PAPER if stage.gpu is not None)
+        beside = gpu.cpus - 1 / job.share
+        if beside <= 0:
+            raise UserError(
+                f"--share {job.share:g}: the {1 / job.share:g} workers of an {gpu.name} leave none of its machine's "
+                f"{gpu.cpus} processors to the other stages; give a larger share"
+            )
         for count in gpus:
-            hours = max(work / count, plain / cores[0])
-            price = work * gpu.price + plain * job.prices.cpu
-            lines.append(f"{f'{count} {gpu.name}, {cores[0]} cores beside (est.)':34}{hours:8.1f}{price:8.2f}")
+            hours = max(work, plain / beside) / count
+            lines.append(f"{f'{count} {gpu.name} (est.)':34}{hours:8.1f}{hours * count * gpu.price:8.2f}")
     lines.append("")
     lines.append(f"{f'training, {STEPS:,} steps':34}{'hours':>8}{'$':>8}")
     for gpu in reversed(GPUS):
@@ -224,47 +237,120 @@ def storage_table(job: Job) -> list[str]:
     return lines
 
 
-def measured_table(manifest: Manifest, job: Job) -> list[str]:
-    """What the stages of a dataset took (worker seconds, by wall clock) and wrote, for `job.hours`."""
+def gpu_stages(manifest: Manifest) -> set[str]:
+    """Names of the stages whose workers get the share `run.gpus` of a GPU."""
+    from pipeline.config import BuildConfig
+    from pipeline.registry import KINDS, make_stage
+
+    config = BuildConfig.model_validate(manifest.config)
+    return {name for name in manifest.columns if make_stage(KINDS[name], config, None).on_gpu()}
+
+
+def recorded_share(dataset: Dataset, stages: set[str]) -> float:
+    """`run.gpus` of the builds that computed `stages`, by their records.
+
+    Raises:
+        UserError: no record says it, or they differ.
+    """
+    from pipeline.run_record import list_runs
+
+    runs = [
+        run
+        for run in list_runs(dataset)[0].values()
+        if any(stage.tasks for name, stage in run.stages.items() if name in stages)
+    ]
+    said = (run.config.get("run", {}).get("gpus") for run in runs)
+    shares = sorted({float(share) for share in said if share is not None})
+    if len(shares) == 1 or not stages:
+        return shares[0] if shares else 0.0
+    why = f"its builds had {' and '.join(f'{share:g}' for share in shares)}" if shares else "no run record is left"
+    raise UserError(f"{dataset.uri}: which run.gpus its timings are of is not clear ({why}); say it with --share")
+
+
+def measured_table(dataset: Dataset, job: Job) -> list[str]:
+    """What the stages of a dataset's packed shards took (worker seconds, by wall clock) and wrote, for `job.hours`.
+
+    A worker of a stage with a GPU costs its share of that GPU, whose price has the machine's processors in it; any
+    other worker costs a processor.
+
+    Raises:
+        UserError: no clip is packed.
+    """
+    manifest = dataset.manifest()
     seconds = sum(pack.frames for pack in manifest.packs.values()) / FPS
-    took = {name: sum(ref.seconds for ref in row.values()) for name, row in manifest.columns.items()}
+    if not seconds:
+        raise UserError(f"{dataset.uri}: no clip is packed, so there is nothing to scale; build a shard first")
+    columns = {
+        name: [ref for shard, ref in row.items() if shard in manifest.packs] for name, row in manifest.columns.items()
+    }
+    took = {name: sum(ref.seconds for ref in refs) for name, refs in columns.items()}
     took["pack"] = sum(pack.seconds for pack in manifest.packs.values())
-    took["all"] = sum(took.values())
-    lines = [f"{seconds:.1f} s of video, profile {manifest.profile}; hours, GB and $ are for {job.hours:g} hours"]
-    lines.append(f"{'':16}{'ms/s':>10}{'core-h':>10}{'$':>10}")
+    on_gpu = gpu_stages(manifest) if job.share else set()
+    lines = [f"{seconds:.1f} s of video, profile {manifest.profile}, run.gpus {job.share:g}; for {job.hours:g} hours:"]
+    lines.append(f"{'':16}{'ms/s':>10}{'worker-h':>10}{'GPU-h':>10}{'$':>10}")
+    sums = [0.0] * 4
     for name, each in took.items():
-        work = job.work(1000 * each / seconds)
-        lines.append(f"{name:16}{1000 * each / seconds:10.1f}{work:10.1f}{work * job.prices.cpu:10.2f}")
-    columns = sum(ref.bytes for row in manifest.columns.values() for ref in row.values())
+        ms = 1000 * each / seconds
+        work = job.work(ms)
+        gpu = work * job.share if name in on_gpu else 0.0
+        row = [ms, work, gpu, gpu * job.prices.gpu if name in on_gpu else work * job.prices.cpu]
+        sums = [one + more for one, more in zip(sums, row, strict=True)]
+        lines.append(_measured_line(name, row, name in on_gpu))
+    lines.append(_measured_line("all", sums, bool(on_gpu)))
+    stored = sum(ref.bytes for refs in columns.values() for ref in refs)
     packed = sum(pack.bytes for pack in manifest.packs.values())
     lines.append(f"{'':16}{'kB/s':>10}{'GB':>10}{'$/month':>10}")
-    for name, size in (("columns", columns), ("packed shards", packed)):
+    for name, size in (("columns", stored), ("packed shards", packed)):
         gb = size / seconds * job.hours * 3600 / 1e9
         lines.append(f"{name:16}{size / seconds / 1e3:10.1f}{gb:10.0f}{gb * job.prices.gb_month:10.2f}")
     return lines
 
 
-def main() -> None:
+def _measured_line(name: str, row: Sequence[float], on_gpu: bool) -> str:
+    ms, work, gpu, price = row
+    return f"{name:16}{ms:10.1f}{work:10.1f}{f'{gpu:.1f}' if on_gpu else '-':>10}{price:10.2f}"
+
+
+def main() -> int:
     prices = Prices()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", help="a built dataset whose own timings are scaled")
     parser.add_argument("--hours", type=float, default=HOURS, help="of video")
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--cpu-price", type=float, default=prices.cpu, help="of a processor for an hour")
+    parser.add_argument("--gpu-price", type=float, default=prices.gpu, help="of a GPU with its machine, for a DATASET")
     parser.add_argument("--gb-price", type=float, default=prices.gb_month, help="of a gigabyte for a month")
     parser.add_argument("--cores", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--gpus", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--share", type=float, default=0.25, help="run.gpus")
+    parser.add_argument("--share", type=float, help="run.gpus (default: 0.25; of a DATASET, what its run records say)")
     args = parser.parse_args()
-    job = Job(args.hours, args.clips, args.share, Prices(args.cpu_price, args.gb_price))
+    try:
+        print("\n".join(_said(args)))
+    except UserError as error:
+        print(f"benchmarks.cost: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _said(args: argparse.Namespace) -> list[str]:
+    if args.share is not None and not 0 <= args.share <= 1:
+        raise UserError(f"--share {args.share:g}: give a share of a GPU, up to 1")
+    prices = Prices(args.cpu_price, args.gpu_price, args.gb_price)
     if args.dataset:
         from shards.dataset import Dataset
 
-        print("\n".join(measured_table(Dataset(args.dataset).manifest(), job)))
-        return
-    parts = (stage_table(job), wall_table(job, args.cores, args.gpus), storage_table(job))
-    print("\n\n".join("\n".join(part) for part in parts))
+        dataset = Dataset(args.dataset)
+        share = recorded_share(dataset, gpu_stages(dataset.manifest())) if args.share is None else args.share
+        return measured_table(dataset, Job(args.hours, args.clips, share, prices))
+    if args.share == 0:
+        raise UserError("--share 0: the table of the paper profile has GPUs; give a share above 0")
+    job = Job(args.hours, args.clips, args.share or 0.25, prices)
+    return [
+        *(*stage_table(job), ""),
+        *(*wall_table(job, args.cores, args.gpus), ""),
+        *storage_table(job),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -80,11 +80,14 @@ class _Output(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._dropped = False
 
     def write(self, text: str) -> int:
         if threading.current_thread().name != _RAYS:
             return self._stream.write(text)
-        if "worker died or was killed" not in text:
+        # The end of a line is written by itself.
+        self._dropped = "worker died or was killed" in text or (self._dropped and text == "\n")
+        if not self._dropped:
             sys.stderr.write(text)
         return len(text)
 
