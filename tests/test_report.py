@@ -34,7 +34,7 @@ def refuse(dataset: Dataset, rows: list[QuarantineRow], pending: int = 0) -> Non
     packs = dict(manifest.packs)
     for shard in {row.shard for row in rows}:
         reasons = [row.reason for row in rows if row.shard == shard]
-        empty = {"inputs": "9" * 16, "record": "", "name": None, "behind": [], "sha256": "", "bytes": 0}
+        empty: dict[str, Any] = {"inputs": "9" * 16, "record": "", "name": None, "behind": [], "sha256": "", "bytes": 0}
         pack = packs[shard].model_dump() if shard in packs else {**empty, "clips": 0, "frames": 0, "seconds": 0}
         packs[shard] = type(next(iter(manifest.packs.values()))).model_validate(
             {**pack, "refused": {reason: reasons.count(reason) for reason in reasons}}
