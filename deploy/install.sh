@@ -28,7 +28,7 @@ apt() {
 if [ ! -x "$folder/bin/python" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
-        echo "install.sh: Python 3.11 to 3.13 is needed, not $("$python" --version 2>&1); name one with PYTHON=python3.11" >&2
+        echo "install.sh: Python 3.11 to 3.13 is needed; name one with PYTHON=python3.11" >&2
         exit 1
     }
     "$python" -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,10 @@ class Resolver(yaml.SafeLoader):
 
 def _resolve(loader: Resolver, tag: str, node: yaml.ScalarNode) -> str:
     if tag == "Sub":
-        return node.value.replace("${AWS::Partition}", "aws").replace("${Bucket}", "films")
+        given = {"AWS::Partition": "aws", "AWS::AccountId": "123456789012", "Bucket": "films"}
+        return re.sub(r"\$\{(.*?)\}", lambda name: given[name[1]], node.value)
+    if node.value == "Cluster":
+        return "faces2voices"
     name, _, attribute = node.value.partition(".")
     names = {"BucketPolicy": "policy/f2v-bucket", "Node": "role/f2v-node", "Head": "role/f2v-head"}
     arn = f"arn:aws:iam::123456789012:{names[name]}"
@@ -299,6 +304,119 @@ def test_roles_open_the_bucket_and_no_more(launch: Launch) -> None:
         assert passed == (["arn:aws:iam::123456789012:role/f2v-node"] if actions else [])
 
 
+def allows(policy: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
+    """Whether a policy of Allow statements lets an action through, by IAM's rules for what is in them here."""
+
+    def any_matches(patterns: str | list[str], word: str) -> bool:
+        return any(fnmatch(word, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        assert set(statement.get("Condition", {})) <= {"StringEquals"}
+        conditions = statement.get("Condition", {}).get("StringEquals", {})
+        if (
+            any_matches(statement["Action"], action)
+            and any_matches(statement["Resource"], resource)
+            and all(context.get(key) == value for key, value in conditions.items())
+        ):
+            return True
+    return False
+
+
+def test_the_head_touches_no_machine_but_its_clusters() -> None:
+    template = yaml.load((ROOT / "deploy/aws_roles.yaml").read_text(), Resolver)
+    assert template["Parameters"]["Cluster"]["Default"] == cluster()["cluster_name"]
+    [policy] = [own["PolicyDocument"] for own in template["Resources"]["Head"]["Properties"]["Policies"]]
+    machine = "arn:aws:ec2:us-west-2:123456789012:instance/i-1"
+    own, other = ({"aws:ResourceTag/ray-cluster-name": name} for name in ("faces2voices", "someone-elses"))
+    start = {"ec2:CreateAction": "RunInstances"}
+    assert allows(policy, "ec2:RunInstances", machine, {})
+    for kind in ("instance/*", "volume/*"):
+        assert allows(policy, "ec2:CreateTags", f"arn:aws:ec2:us-west-2:123456789012:{kind}", start)
+    for action in ("ec2:CreateTags", "ec2:TerminateInstances"):
+        assert allows(policy, action, machine, own)
+        for context in ({}, other):
+            assert not allows(policy, action, machine, context)
+    assert not allows(policy, "ec2:CreateTags", machine, {"ec2:CreateAction": "CreateVolume"})
+    assert not allows(policy, "ec2:DeleteTags", machine, own)
+    node = "arn:aws:iam::123456789012:role/f2v-node"
+    assert allows(policy, "iam:PassRole", node, {"iam:PassedToService": "ec2.amazonaws.com"})
+    assert not allows(policy, "iam:PassRole", node, {"iam:PassedToService": "lambda.amazonaws.com"})
+    assert not allows(
+        policy, "iam:PassRole", node.replace("node", "head"), {"iam:PassedToService": "ec2.amazonaws.com"}
+    )
+
+
+def ssh_from(config: dict[str, Any]) -> set[str]:
+    """Where the security group of the nodes that Ray would start lets ssh in from."""
+    import boto3
+
+    [group] = {
+        each for node in config["available_node_types"].values() for each in node["node_config"]["SecurityGroupIds"]
+    }
+    [found] = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    rules = [rule for rule in found["IpPermissions"] if rule.get("FromPort") == 22]
+    return {place["CidrIp"] for rule in rules for place in rule["IpRanges"]}
+
+
+def test_ssh_from_a_range_of_ones_own(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/cluster.md has it: Ray opens ssh to all in a group that it makes, and leaves one with rules alone."""
+    import boto3
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert ssh_from(launch.config) == {"0.0.0.0/0"}
+    page = (ROOT / "docs/cluster.md").read_text()
+    [name] = re.findall(r"security_group: \{GroupName: ([\w-]+)\}", page)
+    [own] = re.findall(r"--cidr (\S+)", page)
+    ec2 = boto3.client("ec2")
+    [vpc] = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    group = ec2.create_security_group(GroupName=name, Description="x", VpcId=vpc["VpcId"])["GroupId"]
+    ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": own}]}
+    inside = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, inside])
+    tree = cluster()
+    tree["file_mounts"] = {}
+    tree["provider"]["security_group"] = {"GroupName": name}
+    config = _bootstrap_config(tree, no_config_cache=True)
+    assert config["available_node_types"]["cpu"]["node_config"]["SecurityGroupIds"] == [group]
+    assert ssh_from(config) == {own}
+
+
+def asked_nodes(tree: dict[str, Any], shared: int, plain: int) -> dict[str, int]:
+    """Nodes that Ray's autoscaler starts for workers with a quarter of a GPU and without any."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    config = AutoscalingConfig(tree, skip_content_hash=True)
+    wanted = [{"CPU": 1, "GPU": 0.25}] * shared + [{"CPU": 1}] * plain
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(each) for each in wanted]),
+    )
+    return {each.instance_type: each.count for each in ResourceDemandScheduler(None).schedule(request).to_launch}
+
+
+def test_settings_of_the_pages_ask_for_the_nodes_that_they_name() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import prepare_config
+
+    said = (ROOT / "docs/cluster.md").read_text()
+    lines = set(re.findall(r"--set run\.gpus=\S+ --set run\.max_gpus=\S+ --set run\.max_cpus=\S+", said))
+    assert lines == {"--set run.gpus=0.25 --set run.max_gpus=4 --set run.max_cpus=28"}
+    walk = (ROOT / "docs/walkthrough.md").read_text()
+    assert "  gpus: 0.25\n  max_gpus: 4\n  max_cpus: 28\n" in walk
+    aws = prepare_config(cluster())
+    pods = prepare_config(_derive_autoscaling_config_from_ray_cr(ray_cluster()))
+    for tree in (aws, pods):
+        assert asked_nodes(tree, 16, 28 - 16) == {"gpu": 4}
+    assert asked_nodes(aws, 0, 128) == {"cpu": 8}
+
+
 # What Ray makes of deploy/kuberay.yaml
 
 
@@ -452,3 +570,54 @@ def test_the_install_script_is_bash_and_knows_two_kinds() -> None:
     wrong = subprocess.run(["bash", script, "tpu"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.strip() == "install.sh: cpu or gpu, not tpu"
+
+
+PYTHON = """#!/bin/bash
+# An environment whose pip leaves a torch of the same version alone, as the real one does.
+cd "$(dirname "$0")"
+echo "$*" >> calls
+case "$*" in
+    *torch.version.cuda*) [ -f torch ] && cat torch ;;
+    *uninstall*) rm -f torch ;;
+    *"install --index-url"*torch==*) [ -f torch ] || echo cpu > torch ;;
+    *install*torch==*) [ -f torch ] || echo "${INDEX_HAS:-gpu}" > torch ;;
+esac
+"""
+
+
+def install(kind: str, there: Path | None, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "deploy/install.sh"), kind, *([str(there)] if there else [])]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
+
+
+@pytest.mark.parametrize("before", ["none", "cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_install_script_leaves_torch_of_its_kind(tmp_path: Path, kind: str, before: str) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    if before != "none":
+        (folder / "torch").write_text(f"{before}\n")
+    done = install(kind, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "torch").read_text() == f"{kind}\n"
+    assert ("uninstall" in (folder / "calls").read_text()) == (before != kind)
+
+
+def test_the_install_script_refuses_the_wrong_torch_and_python(tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    wrong = install("gpu", tmp_path, INDEX_HAS="cpu")
+    assert wrong.returncode == 1
+    assert "is a build for cpu, not for gpu" in wrong.stderr
+    assert "requirements.lock" not in (folder / "calls").read_text()
+    old = tmp_path / "python3.10"
+    old.write_text("#!/bin/bash\nexit 1\n")
+    old.chmod(0o755)
+    none = install("cpu", tmp_path / "new", PYTHON=str(old))
+    assert none.returncode == 1
+    assert none.stderr.strip() == "install.sh: Python 3.11 to 3.13 is needed; name one with PYTHON=python3.11"
+    assert not (tmp_path / "new").exists()
