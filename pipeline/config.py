@@ -76,7 +76,8 @@ class RunConfig(Config):
         object_store_mb: shared memory of a Ray started here (only small records pass through it).
         retries: how often work that lost its worker is given out again; as often a clip is tried alone whose worker
             died on it. A lost machine does not count.
-        clip_timeout: seconds after which a worker that has not come on with a clip is ended.
+        clip_timeout: seconds after which a worker that has not come on with a clip is ended. FAN-4 in float32 on one
+            processor takes 1050 for the longest clip, of a minute.
         memory_gb: memory of a worker (1e9 bytes) beyond which it is ended.
         max_cpus, max_gpus: how far the cluster may grow: workers are asked for up to this, which is what makes an
             autoscaler start machines. None: what is there.
@@ -91,7 +92,7 @@ class RunConfig(Config):
     cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(256, ge=80)
     retries: int = Field(2, ge=0)
-    clip_timeout: float = Field(600.0, gt=0)
+    clip_timeout: float = Field(1800.0, gt=0)
     memory_gb: float = Field(8.0, gt=0)
     max_cpus: int | None = Field(None, ge=1)
     max_gpus: float | None = Field(None, gt=0)

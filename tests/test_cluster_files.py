@@ -414,6 +414,7 @@ def test_settings_of_the_pages_ask_for_the_nodes_that_they_name() -> None:
     pods = prepare_config(_derive_autoscaling_config_from_ray_cr(ray_cluster()))
     for tree in (aws, pods):
         assert asked_nodes(tree, 16, 28 - 16) == {"gpu": 4}
+    assert asked_nodes(aws, 0, 28) == {"cpu": 2}  # to read new videos
     assert asked_nodes(aws, 0, 128) == {"cpu": 8}
 
 

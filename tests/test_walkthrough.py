@@ -19,7 +19,7 @@ from cli.main import COMMANDS, EVALUATIONS
 from model.train_config import TrainConfig
 from model.vocoder.train_config import VocoderConfig
 from pipeline.config import BuildConfig
-from shards.config import load_config
+from shards.config import Config, load_config
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.manifest import MANIFEST, ColumnRef, Manifest, ObjectRef, PackRef
@@ -35,7 +35,7 @@ LINES = [
     if re.match(r"(\$ )?(torchrun .* )?f2v ", line)
 ]
 
-CONFIGS = {
+CONFIGS: dict[str, type[Config]] = {
     "build": BuildConfig,
     "plan": BuildConfig,
     "units": BuildConfig,
