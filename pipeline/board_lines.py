@@ -105,8 +105,8 @@ def _words(tally: Tally) -> list[str]:
         words.append(f"{tally.quarantined()} quarantined")
     if tally.hand:
         words.append(count(len(tally.hand), "worker"))
-        words.append(f"CPU {tally.cpu():.1f}")
-        gpu = tally.gpu()
+        cpu, gpu = tally.cpu(), tally.gpu()
+        words += [f"CPU {cpu:.1f}"] if cpu is not None else []
         words += [f"GPU {gpu:.0%}"] if gpu is not None else []
     return words
 

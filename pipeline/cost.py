@@ -45,6 +45,7 @@ class Look:
         gpu: share of its GPU that is in use; None without one.
         host, node: where; Ray's id of the node.
         notes: path, on that node, of the file that outlives the process.
+        code: digest of the code that it runs.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Look:
     host: str
     node: str
     notes: str
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from shards.storage import file_sha256, open_store, user_cache
 CACHE = "digests.json"
 ABSENT = "not at hand"
 """Stands for the digest of networks that are not there; no column has it."""
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Hash of the code that makes columns: what a version number says nothing of between two commits."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for floor in ("pipeline", "shards") for path in (root / floor).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def recipe_of(stage: Stage[Any]) -> Recipe:

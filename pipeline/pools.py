@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import BuildConfig
 from pipeline.cost import Look, Node
+from pipeline.fingerprint import code_digest
 from pipeline.schedule import Job, Schedule
 from pipeline.session import actor_options
 from pipeline.stage import Resources
@@ -99,7 +100,7 @@ class Pools:
         """A worker that started has said where it is, or died of it.
 
         Raises:
-            UserError: worker after worker dies before it answers.
+            UserError: worker after worker dies before it answers, or one runs other code.
         """
         member = self.starting.pop(call)
         try:
@@ -113,6 +114,11 @@ class Pools:
                 raise UserError(f"ray: workers die before they can do anything: {words[-600:]}") from None
             return
         self._stillborn = 0
+        if look.code != code_digest():
+            raise UserError(
+                f"ray: {look.host} runs other code than this build; install the same package on every node, and start "
+                "Ray anew there"
+            )
         member.host, member.node, member.notes = look.host, look.node, look.notes
         self.rest(member)
 

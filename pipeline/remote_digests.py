@@ -38,8 +38,9 @@ def read_on_ray(files: Files, run: RunConfig) -> Iterator[tuple[str, Facts]]:
         there = [node for node in nodes() if node.alive]
         cpus = int(sum(node.cpus for node in there))
         alone = time.monotonic() if cpus else alone
-        if time.monotonic() - alone > 60 * run.wait_minutes:
-            raise no_room(Resources(), run, there)
+        waited = time.monotonic() - alone
+        if waited > 60 * run.wait_minutes:
+            raise no_room(Resources(), waited, there)
         # One at work and one to follow for each processor that there is; and as many as are to come.
         while waiting and len(running) < max(2 * cpus, run.max_cpus or 0, 1):
             running.append(read.remote(waiting.pop()))

@@ -25,6 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # iso
 
 _LOOK_EVERY = 2.0
 """Seconds between looks at the workers and at the cluster."""
+_SILENT = 20.0
+"""Seconds without work after which that is said."""
 _START = 120.0
 """Seconds that a worker may take to start."""
 _SOON = 90.0
@@ -50,6 +52,7 @@ class Runner:
         self._inquests: dict[Any, Inquest] = {}
         self._looks: dict[Any, Member] = {}
         self._looked = 0.0
+        self._said = False
         self._see_cluster()
         self._check_room()
 
@@ -70,7 +73,7 @@ class Runner:
             self._hand_out(schedule)
             self._pools.hire(schedule)
             if self._pools.busy or self._inquests:
-                stuck = None
+                stuck, self._said = None, False
             else:
                 stuck = stuck or time.monotonic()
                 self._wait_for_room(schedule, time.monotonic() - stuck)
@@ -214,9 +217,16 @@ class Runner:
         check_room(self._needs.values(), room_to_come(self._run, self._pools.nodes))
 
     def _wait_for_room(self, schedule: Schedule, seconds: float) -> None:
-        """Nobody works. Where workers only need to start, that ends by itself; else a machine has to come."""
-        if seconds > max(_START, 60 * self._run.wait_minutes) and not self._pools.at_work():
-            raise no_room(schedule.kinds()[0], self._run, self._pools.nodes)
+        """Nobody works. Where there is a machine for them, workers only need to start; else one has to come."""
+        kind = schedule.kinds()[0]
+        fits = any(node.cpus >= kind.cpus and node.gpus >= kind.gpus for node in self._pools.nodes)
+        most = 60 * self._run.wait_minutes
+        if seconds > (max(_START, most) if fits else most) and not self._pools.at_work():
+            raise no_room(kind, seconds, self._pools.nodes)
+        if seconds > _SILENT and not self._said:
+            self._said = True
+            what = "for workers to start" if fits else "for a machine"
+            self._board.note(f"ray: nobody works; waiting {what}, {self._run.wait_minutes:g} minutes at most")
 
 
 def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:

@@ -35,6 +35,7 @@ import ray
 KIND = "f2v.node"
 """Ray label that says of what kind a machine is."""
 _RAYS = "ray_listen_error_messages"
+_SAID_BETTER = ("worker died or was killed", "Raylet is terminated", "has been marked dead")
 _STARTS = 3
 """Ray gives its own processes half a minute to start, which a busy machine may exceed."""
 
@@ -76,7 +77,7 @@ def ray_session(run: RunConfig) -> Iterator[None]:
 
 class _Output(io.TextIOBase):
     """Standard output without what Ray prints there from a thread of its own: that goes to standard error, but for
-    workers that died, which whoever uses them says better."""
+    workers and machines that died, which whoever uses them says better."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -86,7 +87,7 @@ class _Output(io.TextIOBase):
         if threading.current_thread().name != _RAYS:
             return self._stream.write(text)
         # The end of a line is written by itself.
-        self._dropped = "worker died or was killed" in text or (self._dropped and text == "\n")
+        self._dropped = any(words in text for words in _SAID_BETTER) or (self._dropped and text == "\n")
         if not self._dropped:
             sys.stderr.write(text)
         return len(text)
@@ -168,12 +169,12 @@ def actor_options(resources: Resources) -> dict[str, Any]:
     }
 
 
-def no_room(wanted: Resources, run: RunConfig, machines: Sequence[Node]) -> UserError:
-    """What to say where a worker waited too long for its place."""
+def no_room(wanted: Resources, seconds: float, machines: Sequence[Node]) -> UserError:
+    """What to say where a worker waited so long for its place, and in vain."""
     what = f"{wanted.cpus:g} processor" + (f" and {wanted.gpus:g} GPU" if wanted.gpus else "")
     there = ", ".join(f"{node.host} {node.cpus:g} CPU {node.gpus:g} GPU" for node in machines)
     return UserError(
-        f"ray: no room for a worker ({what}) in {run.wait_minutes:g} minutes (run.wait_minutes); the cluster has "
+        f"ray: no room for a worker ({what}) in {seconds / 60:.1f} minutes (run.wait_minutes); the cluster has "
         f"{there}, which others may use; what is done is kept, build again to go on"
     )
 

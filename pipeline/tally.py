@@ -30,7 +30,7 @@ class InHand:
     refused: int = 0
     cpu_seconds: float | None = None
     looked: float = 0.0
-    cpu: float = 0.0
+    cpu: float | None = None
     gpu: float | None = None
     rss: int = 0
 
@@ -164,9 +164,10 @@ class Tally:
             return None if self.expected is None else left * self.expected
         return left * (self.took["seconds"] + sum(now - task.since for task in self.hand.values())) / clips
 
-    def cpu(self) -> float:
-        """Processors in use."""
-        return sum(task.cpu for task in self.hand.values())
+    def cpu(self) -> float | None:
+        """Processors in use; None before two looks at a worker tell."""
+        shares = [task.cpu for task in self.hand.values() if task.cpu is not None]
+        return sum(shares) if shares else None
 
     def gpu(self) -> float | None:
         """Share of their GPUs in use, the mean of workers; None without GPUs."""
@@ -183,7 +184,7 @@ class Tally:
 
     def tree(self) -> dict[str, Any]:
         """For a progress event."""
-        rate, eta, gpu = self.rate(), self.eta(), self.gpu()
+        rate, eta, cpu, gpu = self.rate(), self.eta(), self.cpu(), self.gpu()
         return {
             "done": round(self.through(), 1),
             "total": self.total,
@@ -193,7 +194,7 @@ class Tally:
             "eta": None if eta is None else round(eta, 1),
             "running": len(self.hand),
             "waiting": self.waiting,
-            "cpu": round(self.cpu(), 2),
+            "cpu": None if cpu is None else round(cpu, 2),
             "gpu": None if gpu is None else round(gpu, 2),
             "rss": sum(task.rss for task in self.hand.values()),
         }

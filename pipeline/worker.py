@@ -14,7 +14,7 @@ from pipeline.codebook import Care, FitTask, fit
 from pipeline.columns import Column, Refused, Task, load_column
 from pipeline.config import BuildConfig
 from pipeline.cost import Cost, Look
-from pipeline.fingerprint import recipe_key, recipe_of
+from pipeline.fingerprint import code_digest, recipe_key, recipe_of
 from pipeline.in_flight import Hand
 from pipeline.pack import Packed, PackTask, load_packed, pack_shard
 from pipeline.recordings import Scan, SegmentTask, make_faces, scan_recipe, scan_recording
@@ -117,6 +117,7 @@ class Worker:
             host=self._host,
             node=self._node,
             notes=str(hand.path),
+            code=code_digest(),
         )
 
     def run(self, order: Order) -> Done:

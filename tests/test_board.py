@@ -315,7 +315,7 @@ def test_a_terminal_shows_each_stage_and_is_left_clean(
     if columns == 200:
         bar, rest = shown[1].split("]")
         assert (bar.count("#"), bar.count(".")) == (2, 18)
-        assert rest.split("  ")[-1] == "4 clips/s, ETA 1:30, 2 workers, CPU 0.0"
+        assert rest.split("  ")[-1] == "4 clips/s, ETA 1:30, 2 workers"
     assert terminal.lines == ["a note", ""]
 
 
@@ -326,4 +326,4 @@ def test_a_terminal_without_cursor_gets_lines(tmp_path: Any, clock: Clock, monke
     with begun(tmp_path, clock) as board:
         clock.now += 10
         board.looks([replace(LOOK, done=40)])
-    assert terminal.lines[0] == "faces: 40/400 clips, 4 clips/s, ETA 1:30, 2 workers, CPU 0.0"
+    assert terminal.lines[0] == "faces: 40/400 clips, 4 clips/s, ETA 1:30, 2 workers"
