@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+import ray.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codebook import FitTask
 from pipeline.columns import Task
 from pipeline.config import BuildConfig, RunConfig
-from pipeline.cost import Node
+from pipeline.cost import Look, Node
+from pipeline.fingerprint import code_digest
 from pipeline.pools import Member, Pools
 from pipeline.schedule import Schedule
 from pipeline.stage import Clip, Resources
 from pipeline.worker import Order
+from shards.errors import UserError
 from shards.manifest import Recipe
 
 CPU, GPU = Resources(1, 0), Resources(1, 0.5)
@@ -234,3 +239,38 @@ def test_workers_with_nothing_to_do_for_long_let_an_autoscaler_end_their_machine
     old.since = time.monotonic() - 61
     pools.make_way(Schedule(NEEDS))
     assert (old.actor.ended, new.actor.ended) == (True, False)
+
+
+def answer(pools: Pools, monkeypatch: pytest.MonkeyPatch, said: Look | Exception) -> None:
+    """A worker that started answers so."""
+
+    def get(call: Any) -> Look:
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    monkeypatch.setattr("pipeline.pools.ray.get", get)
+    call = object()
+    pools.starting[call] = Member(Actor(), CPU)
+    pools.answered(call)
+
+
+def test_a_worker_of_other_code_is_refused_before_it_gets_work(pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look("", "", 0, 0, 0, 0.0, 0, 0.0, None, "node7", "id", "notes", code_digest())
+    answer(pools, monkeypatch, look)
+    assert [member.host for member in pools.idle[CPU]] == ["node7"]
+    with pytest.raises(UserError, match=r"^ray: node7 runs other code than this build"):
+        answer(pools, monkeypatch, replace(look, code="0" * 16))
+
+
+def test_workers_that_die_at_once_end_a_build_unless_their_machine_was_lost(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ray.exceptions.RayActorError(error_msg="The actor died because its node has died.")
+    for _ in range(50):
+        answer(pools, monkeypatch, lost)
+    broken = ray.exceptions.RayActorError(error_msg="No module named 'pipeline'")
+    for _ in range(4):
+        answer(pools, monkeypatch, broken)
+    with pytest.raises(UserError, match=r"^ray: workers die before they can do anything: .*No module named"):
+        answer(pools, monkeypatch, broken)
