@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.cost import Job, Prices, gpu_stages, measured_table, recorded_share
+from benchmarks.cost import gpu_stages, measured_table, recorded_share
+from benchmarks.cost_inputs import Job, Prices
 from cli.main import COMMANDS, EVALUATIONS
 from model.train_config import TrainConfig
 from model.vocoder.train_config import VocoderConfig
