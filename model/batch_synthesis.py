@@ -9,12 +9,11 @@ from typing import Any
 from model.speech_record import Failure, Task
 from model.synthesize import Job, Speaker, Speech
 from pipeline.config import RunConfig
-from pipeline.session import actor_options, check_room, ray_session
+from pipeline.session import actor_options, answers, check_room, failure, nodes, places, ray_session
 from pipeline.stage import Resources
 from pipeline.worker import pin_threads
 from shards.config import load_config
 from shards.errors import UserError
-from shards.signals import check_signals
 
 import ray  # isort: skip  # after pipeline.session, which sets its environment
 import ray.exceptions  # isort: skip
@@ -60,22 +59,14 @@ def on_ray(
     if ray_address is None:
         run["cpus"] = max(workers, 1) * job.threads
     with ray_session(load_config(RunConfig, base=run)):
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        check_room([wanted], nodes)
-        room = sum(_fits(node, wanted) for node in nodes)
+        there = [node for node in nodes() if node.alive]
+        check_room([wanted], [{"CPU": node.cpus, "GPU": node.gpus} for node in there])
+        room = sum(places(node, wanted) for node in there)
         crew = _Crew(job, wanted, min(workers or room, room, len(tasks)))
         try:
             yield from crew.run(tasks)
         finally:
             crew.close()
-
-
-def _fits(machine: dict[str, float], wanted: Resources) -> int:
-    """Workers that a machine has room for."""
-    counts = [machine.get("CPU", 0) / wanted.cpus]
-    if wanted.gpus:
-        counts.append(machine.get("GPU", 0) / wanted.gpus)
-    return int(min(counts) + 1e-6)
 
 
 class _Crew:
@@ -96,9 +87,7 @@ class _Crew:
                 number = waiting.popleft()
                 actor = self._idle.pop() if self._idle else self._hire()
                 self._busy[actor.run.remote(tasks[number])] = (actor, number)
-            check_signals()
-            ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=1)
-            for call in ready:
+            for call in answers(list(self._busy)):
                 actor, number = self._busy.pop(call)
                 try:
                     done[number] = ray.get(call)
@@ -117,7 +106,7 @@ class _Crew:
                     else:
                         done[number] = _death(tasks[number])
                 except ray.exceptions.RayTaskError as error:
-                    raise _failure(tasks[number], error) from None
+                    raise failure(tasks[number].clip.uri, error, "run again to go on") from None
             while given in done:
                 yield done.pop(given)
                 given += 1
@@ -134,13 +123,3 @@ class _Crew:
 def _death(task: Task) -> Failure:
     words = f"its worker died {ATTEMPTS} times (out of memory, or a crash in native code)"
     return Failure(task.key, task.clip.uri, "worker_died", words)
-
-
-def _failure(task: Task, error: ray.exceptions.RayTaskError) -> UserError:
-    cause = error.cause
-    if isinstance(cause, UserError):
-        return cause
-    if isinstance(cause, OSError):
-        name = f"{cause.filename}: " if cause.filename else ""
-        return UserError(f"{task.clip.uri}: {name}{cause.strerror or cause}; run again to go on")
-    return UserError(f"{task.clip.uri}: {cause!r}\n{error}")

@@ -10,7 +10,7 @@ from pipeline.config import BuildConfig
 from pipeline.cost import Look, Node
 from pipeline.fingerprint import code_digest
 from pipeline.schedule import Job, Schedule
-from pipeline.session import actor_options
+from pipeline.session import actor_options, places
 from pipeline.stage import Resources
 from pipeline.worker import Worker
 from shards.errors import UserError
@@ -137,7 +137,7 @@ class Pools:
             asked = self._asked(kind)
             if any(member.since > now - _SLOW for member in asked) or (not asked and self._has_room(kind, schedule)):
                 continue
-            fit = {node.id for node in self.nodes if node.cpus >= kind.cpus and node.gpus >= kind.gpus}
+            fit = {node.id for node in self.nodes if places(node, kind)}
             others = [m for other, idle in self.idle.items() if other != kind for m in idle if m.node in fit]
             # A worker that could go on goes only for a kind that has waited long: the next one loads its networks anew.
             waited = now - self._hungry.get(kind, now)
@@ -209,9 +209,9 @@ class Pools:
 
     def _places(self, kind: Resources) -> int:
         """How many workers with a share of a GPU the machines hold, or may hold when the cluster has grown."""
-        held = [int(min(node.cpus / kind.cpus, node.gpus / kind.gpus) + 1e-6) for node in self.nodes]
+        held = [places(node, kind) for node in self.nodes]
         if not self._grow or not self._run.max_gpus:
             return sum(held)
         # Machines to come have as many processors for each GPU as those that are there.
-        each = [places / node.gpus for places, node in zip(held, self.nodes, strict=True) if node.gpus]
+        each = [count / node.gpus for count, node in zip(held, self.nodes, strict=True) if node.gpus]
         return max(sum(held), int(self._run.max_gpus * max(each, default=1 / kind.gpus) + 1e-6))

@@ -14,7 +14,7 @@ from pipeline.deaths import Death, Inquest, judge
 from pipeline.pools import Member, Pools
 from pipeline.registry import STAGES, make_stage
 from pipeline.schedule import Job, Schedule
-from pipeline.session import answers, check_room, no_room, nodes, room_to_come
+from pipeline.session import answers, check_room, failure, no_room, nodes, places, room_to_come
 from pipeline.stage import Resources
 from pipeline.worker import Done, Order, Work
 from shards.errors import UserError
@@ -119,7 +119,8 @@ class Runner:
         try:
             done = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            raise _failure(job.order.task, error) from None
+            where = f"stage {job.order.task.stage}, shard {job.order.task.shard}"
+            raise failure(where, error, "what is done is kept, build again to go on") from None
         except ray.exceptions.RayError as error:  # of many kinds: dead, out of memory, out of reach, its node dead
             self._pools.dismiss(member)
             now = time.monotonic()
@@ -219,7 +220,7 @@ class Runner:
     def _wait_for_room(self, schedule: Schedule, seconds: float) -> None:
         """Nobody works. Where there is a machine for them, workers only need to start; else one has to come."""
         kind = schedule.kinds()[0]
-        fits = any(node.cpus >= kind.cpus and node.gpus >= kind.gpus for node in self._pools.nodes)
+        fits = any(places(node, kind) for node in self._pools.nodes)
         most = 60 * self._run.wait_minutes
         if seconds > (max(_START, most) if fits else most) and not self._pools.at_work():
             raise no_room(kind, seconds, self._pools.nodes)
@@ -227,15 +228,3 @@ class Runner:
             self._said = True
             what = "for workers to start" if fits else "for a machine"
             self._board.note(f"ray: nobody works; waiting {what}, {self._run.wait_minutes:g} minutes at most")
-
-
-def _failure(task: Work, error: ray.exceptions.RayTaskError) -> UserError:
-    cause = error.cause
-    if isinstance(cause, UserError):
-        return cause
-    where = f"stage {task.stage}, shard {task.shard}"
-    if isinstance(cause, OSError):
-        # A full disk, missing permission: the machine's words are the clearest.
-        name = f"{cause.filename}: " if cause.filename else ""
-        return UserError(f"{where}: {name}{cause.strerror or cause}; what is done is kept, build again to go on")
-    return UserError(f"{where}: {cause!r}\n{error}")

@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_health_check_timeout_ms", "3000")
 os.environ.setdefault("RAY_health_check_failure_threshold", "3")
 
 import ray
+import ray.exceptions
 
 KIND = "f2v.node"
 """Ray label that says of what kind a machine is."""
@@ -167,6 +168,26 @@ def actor_options(resources: Resources) -> dict[str, Any]:
         "num_gpus": resources.gpus,
         "runtime_env": {"env_vars": worker_env(resources)},
     }
+
+
+def places(node: Node, wanted: Resources) -> int:
+    """Workers that a machine has room for."""
+    counts = [node.cpus / wanted.cpus]
+    if wanted.gpus:
+        counts.append(node.gpus / wanted.gpus)
+    return int(min(counts) + 1e-6)
+
+
+def failure(where: str, error: ray.exceptions.RayTaskError, advice: str) -> UserError:
+    """What to say of a task that raised: what itself is meant for the user stays as it is."""
+    cause = error.cause
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(cause, OSError):
+        # A full disk, missing permission: the machine's words are the clearest.
+        name = f"{cause.filename}: " if cause.filename else ""
+        return UserError(f"{where}: {name}{cause.strerror or cause}; {advice}")
+    return UserError(f"{where}: {cause!r}\n{error}")
 
 
 def no_room(wanted: Resources, seconds: float, machines: Sequence[Node]) -> UserError:
